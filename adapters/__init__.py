@@ -1,0 +1,1 @@
+"""Adapters: the only way weights may change."""

@@ -1,0 +1,1 @@
+"""Manifests: small immutable documents that say what a runnable model is."""
