@@ -1,0 +1,43 @@
+"""Everything that can go wrong on this floor, grouped by what the caller would do about it.
+
+`KeystoneError` is the root; each class carries the process exit code that the command line uses, the same numbers
+as on the lower floors: 5 not found, 6 corrupt, 7 invalid input, 10 refused by a rule.
+"""
+
+from typing import ClassVar
+
+
+class KeystoneError(Exception):
+    """Root of the errors that `keystone` raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(KeystoneError, ValueError):
+    """A model configuration lacks a field, or holds a value this code cannot honour."""
+
+    exit_code = 7
+
+
+class CheckpointError(KeystoneError, ValueError):
+    """A checkpoint's tensors do not fit its configuration: missing, surplus or misshapen ones are named."""
+
+    exit_code = 7
+
+
+class InvalidInputError(KeystoneError, ValueError):
+    """An argument or a file cannot be what it claims to be."""
+
+    exit_code = 7
+
+
+class RefusedError(KeystoneError):
+    """The request is well-formed and a rule forbids it, for instance a quantization this box cannot honour."""
+
+    exit_code = 10
+
+
+class SandboxError(KeystoneError):
+    """The sandbox itself failed, which says nothing about the code it was to run."""
+
+    exit_code = 9
