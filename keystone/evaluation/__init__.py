@@ -1,0 +1,1 @@
+"""Evaluation: suites of tasks, the sandbox that runs generated code, and the scores."""

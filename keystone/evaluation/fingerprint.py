@@ -1,0 +1,132 @@
+"""When are two functions the same function? When their normalised syntax trees are equal.
+
+Normalising drops what a rename or a rewording changes and keeps what the machine executes:
+
+- docstrings, annotations, comments and layout are dropped;
+- the function's own name, its arguments and its local names become their position of first appearance;
+- constants, operators, attributes, keywords, builtins and other global names are kept.
+
+The normal form is written by our own visitor and not by `ast.dump`, whose text differs between Python versions: absent and
+empty fields are omitted, so a field that a later Python adds (`type_params`, say) changes nothing for code that does not use it.
+A fingerprint is the BLAKE3 of that form. A *skeleton* is the same with every constant blanked, which groups functions that
+differ only in their numbers and strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+
+from blake3 import blake3
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+_SKIPPED_FIELDS = frozenset({"annotation", "ctx", "kind", "returns", "simple", "type_comment", "type_params"})
+_LITERAL_FIELDS = frozenset(
+    {(ast.Attribute, "attr"), (ast.keyword, "arg"), (ast.alias, "name"), (ast.ImportFrom, "module")}
+)
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def function_nodes(source: str) -> Iterator[FunctionNode]:
+    """Every function definition in a module's source, methods and nested functions included, outermost first."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def fingerprint(function: FunctionNode) -> bytes:
+    """BLAKE3 (32 bytes) of the function's normalised syntax tree."""
+    return blake3(_Normaliser(function).text(function).encode()).digest()
+
+
+def skeleton(function: FunctionNode) -> bytes:
+    """Like `fingerprint`, with every constant blanked."""
+    return blake3(_SkeletonNormaliser(function).text(function).encode()).digest()
+
+
+def source_fingerprint(source: str) -> bytes:
+    """Fingerprint of the first function in `source`.
+
+    Raises:
+        SyntaxError: `source` does not parse.
+        LookupError: `source` defines no function.
+    """
+    for node in function_nodes(source):
+        return fingerprint(node)
+    raise LookupError("the source defines no function to take a fingerprint of")
+
+
+class _Normaliser:
+    """Writes a syntax tree as an S-expression, with the function's own names replaced by their order of appearance."""
+
+    def __init__(self, function: FunctionNode) -> None:
+        self._bound = _bound_names(function)
+        self._order: dict[str, int] = {}
+
+    def text(self, value: object) -> str:
+        if isinstance(value, ast.AST):
+            return self._node(value)
+        if isinstance(value, list):
+            return "[" + " ".join(self.text(item) for item in value) + "]"
+        return json.dumps(value if isinstance(value, int | str) else repr(value))
+
+    def constant(self, value: object) -> str:
+        """A constant with its type, so that 1, 1.0 and True stay apart; bytes and text escape to ASCII."""
+        plain = hex(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return f"{type(value).__name__}:{json.dumps(plain if isinstance(plain, str) else repr(plain))}"
+
+    def _node(self, node: ast.AST) -> str:
+        if isinstance(node, ast.Constant):
+            return f"(Constant {self.constant(node.value)})"
+        parts = [type(node).__name__]
+        for field in node._fields:
+            value = getattr(node, field, None)
+            if field in _SKIPPED_FIELDS or value is None or value == []:
+                continue
+            if field == "body" and isinstance(node, _SCOPES):
+                value = _without_docstring(node.body)
+            renamed = isinstance(value, str) and (type(node), field) not in _LITERAL_FIELDS
+            parts.append(f"{field}={self._name(value) if renamed else self.text(value)}")
+        return "(" + " ".join(parts) + ")"
+
+    def _name(self, name: str) -> str:
+        if name not in self._bound:
+            return json.dumps(name)
+        return f"${self._order.setdefault(name, len(self._order))}"
+
+
+class _SkeletonNormaliser(_Normaliser):
+    def constant(self, value: object) -> str:  # noqa: ARG002 - the point is to forget it
+        return "_"
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return body[1:]
+    return body
+
+
+def _bound_names(function: FunctionNode) -> frozenset[str]:
+    """Names that a consistent rename inside `function` would change: its own, its arguments', its locals'."""
+    bound: set[str] = {function.name}
+    free: set[str] = set()
+    for node in ast.walk(function):
+        match node:
+            case ast.arg(arg=name):
+                bound.add(name)
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                bound.add(name)
+            case ast.MatchMapping(rest=str(name)) | ast.alias(asname=str(name)):
+                bound.add(name)
+            case ast.Global(names=names) | ast.Nonlocal(names=names):
+                free.update(names)
+            case _:
+                pass
+    return frozenset(bound - free)
