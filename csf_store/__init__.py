@@ -1,1 +1,83 @@
 """The CSF archive: checkpoints as BLAKE3-addressed blobs, in a compressed, append-only, crash-safe store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from csf_store.archive import Archive
+    from csf_store.check import Finding, VerifyReport
+    from csf_store.digest import Digest
+    from csf_store.errors import (
+        AmbiguousPrefixError,
+        ConflictError,
+        CorruptError,
+        CsfError,
+        InvalidInputError,
+        NotFoundError,
+        PickleRefusedError,
+        StorageError,
+    )
+    from csf_store.ledger import JSON, Ledger, LedgerEntry, LedgerTransaction
+    from csf_store.ledger_state import Pin, RefMove
+    from csf_store.objects import Kind, ObjectInfo, Stored
+    from csf_store.safetensors_layout import TensorInfo
+    from csf_store.trees import Tree, TreeEntry
+
+_HOMES = {
+    "archive": ("Archive",),
+    "check": ("Finding", "VerifyReport"),
+    "digest": ("Digest",),
+    "errors": (
+        "AmbiguousPrefixError",
+        "ConflictError",
+        "CorruptError",
+        "CsfError",
+        "InvalidInputError",
+        "NotFoundError",
+        "PickleRefusedError",
+        "StorageError",
+    ),
+    "ledger": ("JSON", "Ledger", "LedgerEntry", "LedgerTransaction"),
+    "ledger_state": ("Pin", "RefMove"),
+    "objects": ("Kind", "ObjectInfo", "Stored"),
+    "safetensors_layout": ("TensorInfo",),
+    "trees": ("Tree", "TreeEntry"),
+}
+
+__all__ = [
+    "JSON",
+    "AmbiguousPrefixError",
+    "Archive",
+    "ConflictError",
+    "CorruptError",
+    "CsfError",
+    "Digest",
+    "Finding",
+    "InvalidInputError",
+    "Kind",
+    "Ledger",
+    "LedgerEntry",
+    "LedgerTransaction",
+    "NotFoundError",
+    "ObjectInfo",
+    "PickleRefusedError",
+    "Pin",
+    "RefMove",
+    "StorageError",
+    "Stored",
+    "TensorInfo",
+    "Tree",
+    "TreeEntry",
+    "VerifyReport",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a name's module on first use: ``csf --help`` must not pay for numpy and SQLite."""
+    from importlib import import_module  # noqa: PLC0415 - part of the same laziness
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"csf_store.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,428 @@
+"""The archive: the one door through which the rest of the project puts and gets.
+
+An archive is a directory: ``csf.json`` says that it is one and which, ``segments/`` holds the data, ``ledger.jsonl``
+what happened, ``index.sqlite`` a cache. What a method returned is durable: data first, then index, then ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import rfc8785
+
+from csf_store.check import Check, VerifyReport
+from csf_store.digest import MIN_PREFIX_HEX, Buffer, Digest, hex_digits
+from csf_store.directories import Found, list_directory
+from csf_store.durable import FileSystem, OsFileSystem, read_exact, storage_errors, write_new
+from csf_store.errors import AmbiguousPrefixError, ConflictError, CorruptError, InvalidInputError, NotFoundError
+from csf_store.framing import FORMAT_VERSION, ID_SIZE, RECORD_HEADER_SIZE
+from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_bytes, plan_file
+from csf_store.ledger import Ledger
+from csf_store.ledger_state import Pin
+from csf_store.objects import Kind, ObjectInfo, Stored
+from csf_store.output import write_file, write_tree
+from csf_store.pipeline import Pipeline
+from csf_store.retrieve import OpenObject, Retrieve
+from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo
+from csf_store.store import SEGMENTS, Store
+from csf_store.trees import Tree, TreeEntry, decode_tree, encode_tree
+
+MARKER: Final = "csf.json"
+_MARKER_LIMIT: Final = 4096
+_CACHED_OBJECTS: Final = 64
+
+
+class Archive:
+    """An open archive. Use it as a context manager, or call ``close``. Thread-safe."""
+
+    def __init__(self, path: Path, archive_id: bytes, fs: FileSystem) -> None:
+        """Use ``Archive.open`` or ``Archive.create``."""
+        self.path = path
+        self.id = archive_id
+        self._fs = fs
+        self._store = Store(fs, path, archive_id)
+        self._pipeline = Pipeline()
+        self._ingest = Ingest(self._store, self._pipeline)
+        self._retrieve = Retrieve(self._store, self._pipeline)
+        self._opened: dict[Digest, tuple[OpenObject, SafetensorsHeader]] = {}
+        self.ledger = Ledger(fs, path, archive_id)
+
+    @classmethod
+    def open(cls, path: str | Path, create: bool = False, *, fs: FileSystem | None = None) -> Archive:  # noqa: FBT001
+        """Opens an archive, bringing its index in line with its segments.
+
+        Args:
+            path: its directory.
+            create: make it if it is not there.
+            fs: the file system, for tests.
+
+        Raises:
+            NotFoundError: if there is no archive.
+        """
+        path, fs = Path(path), fs or OsFileSystem()
+        if create and not (path / MARKER).exists():
+            _make(fs, path)
+        return cls(path, _read_marker(fs, path), fs)._begun(create=create)
+
+    @classmethod
+    def create(cls, path: str | Path, *, fs: FileSystem | None = None) -> Archive:
+        """Makes a new archive in a directory that is empty or not there.
+
+        Raises:
+            ConflictError: if there is an archive already.
+        """
+        path, fs = Path(path), fs or OsFileSystem()
+        if (path / MARKER).exists() or not _make(fs, path):
+            raise ConflictError(f"{path} is an archive already; open it, or choose another directory")
+        return cls(path, _read_marker(fs, path), fs)._begun(create=True)
+
+    def _begun(self, *, create: bool) -> Archive:
+        if create and self.ledger.size == 0:
+            with self.ledger.locked():
+                pass  # taking the lock of an empty ledger writes its first line
+        return self
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of files, locks and threads."""
+        self._pipeline.close()
+        self._store.close()
+
+    # -- putting -----------------------------------------------------------------------------------------------------
+
+    def put_bytes(self, data: Buffer, *, kind: Kind = Kind.BLOB, links: Iterable[Digest] = ()) -> Stored:
+        """Stores bytes as an object of a kind; durable when this returns.
+
+        Raises:
+            NotFoundError: if a link is not in the archive.
+            InvalidInputError: if they are to be a tree and are none.
+        """
+        links = tuple(links)
+        source = BytesSource(data)
+        if kind == Kind.TREE:
+            tree = _as_tree(bytes(data))
+            links = tuple(entry.blob for entry in tree.entries)
+        for link in links:
+            if not self.contains(link):
+                raise NotFoundError(f"the {kind} links to {link}, which is not in this archive; put that first")
+        try:
+            return self._ingest.put(source, plan_bytes(source), kind, links, None)
+        finally:
+            self._store.commit()
+
+    def put_file(self, path: str | Path, *, progress: Progress | None = None, allow_pickle: bool = False) -> Stored:
+        """Stores a file as a blob; durable when this returns. Symbolic links are followed here, but not in trees.
+
+        Raises:
+            InvalidInputError: if it is a malformed safetensors file or no regular file; nothing is written.
+            PickleRefusedError: if it is a pickle and ``allow_pickle`` is not set.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise NotFoundError(f"{path} does not exist; check the path")
+        if not path.is_file():
+            raise InvalidInputError(f"{path} is not a regular file; csf put takes files and directories")
+        with FileSource(path) as source:
+            plan = plan_file(source, allow_pickle=allow_pickle)
+            try:
+                return self._ingest.put(source, plan, Kind.BLOB, (), progress)
+            finally:
+                self._store.commit()
+
+    def put_tree(
+        self, directory: str | Path, *, progress: Progress | None = None, allow_pickle: bool = False
+    ) -> Stored:
+        """Stores a directory as a tree. Everything in it is checked before the first byte is written.
+
+        Raises:
+            InvalidInputError: naming a symbolic link, a special file, a bad name or a malformed file in it.
+        """
+        found = list_directory(Path(directory), allow_pickle=allow_pickle)
+        written = 0
+        entries = []
+        try:
+            for file in found:
+                entry, stored = self.put_found(file, progress=progress, allow_pickle=allow_pickle, commit=False)
+                entries.append(entry)
+                written += stored.stored
+        finally:
+            self._store.commit()
+        tree = self.put_tree_entries(entries)
+        return tree._replace(stored=tree.stored + written)
+
+    def put_found(
+        self, file: Found, *, progress: Progress | None = None, allow_pickle: bool = False, commit: bool = True
+    ) -> tuple[TreeEntry, Stored]:
+        """Stores one file of a listed directory; durable when this returns, unless ``commit`` is off."""
+        with FileSource(file.source) as source:
+            plan = plan_file(source, allow_pickle=allow_pickle)
+            try:
+                stored = self._ingest.put(source, plan, Kind.BLOB, (), progress)
+            finally:
+                if commit:
+                    self._store.commit()
+        return TreeEntry(file.path, stored.digest, stored.size, file.executable), stored
+
+    def put_tree_entries(self, entries: Iterable[TreeEntry]) -> Stored:
+        """Stores a tree of blobs that are in the archive already.
+
+        Raises:
+            NotFoundError: if a blob is not there.
+            InvalidInputError: if a path is unsafe, or a size is not its blob's.
+        """
+        entries = tuple(entries)
+        for entry in entries:
+            where = self._store.find_object(bytes(entry.blob), Kind.BLOB.number)
+            if where is None:
+                raise NotFoundError(f"{entry.path}: blob {entry.blob} is not in this archive; put it first")
+            if where.raw != entry.size:
+                raise InvalidInputError(f"{entry.path}: blob {entry.blob} has {where.raw} bytes, not {entry.size}")
+        stored = self.put_bytes(encode_tree(entries), kind=Kind.TREE)
+        return stored._replace(size=sum(entry.size for entry in entries))
+
+    # -- pins --------------------------------------------------------------------------------------------------------
+
+    def pin(self, digest: Digest, *, kind: Kind, name: str | None = None) -> None:
+        """Keeps an object: a ledger event, unless it is pinned under that name already.
+
+        Raises:
+            NotFoundError: if it is not in the archive.
+        """
+        if not self.contains(digest, kind):
+            raise NotFoundError(f"{digest} is not in this archive as a {kind}; put it before you pin it")
+        if self._is_pinned(digest, kind, name):
+            return
+        with self.ledger.locked() as transaction:
+            if not self._is_pinned(digest, kind, name):
+                transaction.append("pin", digest=str(digest), kind=str(kind), name=name)
+
+    def _is_pinned(self, digest: Digest, kind: Kind, name: str | None) -> bool:
+        return any((pin.digest, pin.kind, pin.name) == (digest, kind, name) for pin in self.ledger.pins())
+
+    def unpin(self, digest: Digest) -> None:
+        """Stops keeping an object, under whatever names it is pinned.
+
+        Raises:
+            NotFoundError: if it is not pinned.
+        """
+        with self.ledger.locked() as transaction:
+            if all(pin.digest != digest for pin in transaction.pins()):
+                raise NotFoundError(f"{digest} is not pinned; csf ls shows what is")
+            transaction.append("unpin", digest=str(digest))
+
+    def pins(self) -> tuple[Pin, ...]:
+        """What is pinned, in the order of pinning."""
+        return self.ledger.pins()
+
+    # -- getting -----------------------------------------------------------------------------------------------------
+
+    def get_bytes(self, digest: Digest, *, kind: Kind | None = None) -> bytes:
+        """The content of an object, proven against its digest.
+
+        Raises:
+            NotFoundError: if it is not there as that kind.
+            CorruptError: if any byte of it is not what was put.
+        """
+        return b"".join(list(self._retrieve.content(self._retrieve.open(digest, kind))))
+
+    def get_file(self, digest: Digest, out: str | Path, *, overwrite: bool = False) -> None:
+        """Writes a blob (or the bytes of another object) to a file, complete and proven or not at all.
+
+        Raises:
+            ConflictError: if ``out`` exists and ``overwrite`` is not set.
+        """
+        found = self._retrieve.open(digest, None)
+        write_file(self._fs, Path(out), lambda: self._retrieve.content(found), overwrite=overwrite)
+
+    def get_tree(
+        self, digest: Digest, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Writes a tree to a directory, complete and proven or not at all.
+
+        Raises:
+            ConflictError: if ``out`` exists, is not an empty directory, and ``overwrite`` is not set.
+        """
+        tree = self.tree(digest)
+        write_tree(self._fs, Path(out), tree, self._blob_content, overwrite=overwrite, progress=progress)
+
+    def _blob_content(self, entry: TreeEntry) -> Iterator[memoryview]:
+        found = self._retrieve.open(entry.blob, Kind.BLOB)
+        if found.size != entry.size:
+            raise CorruptError(f"{entry.path}: blob {entry.blob} has {found.size} bytes, the tree says {entry.size}")
+        return self._retrieve.content(found)
+
+    def tree(self, digest: Digest) -> Tree:
+        """The entries of a tree."""
+        return decode_tree(self.get_bytes(digest, kind=Kind.TREE), digest)
+
+    # -- tensors -----------------------------------------------------------------------------------------------------
+
+    def tensors(self, blob: Digest) -> Mapping[str, TensorInfo]:
+        """The tensors of a safetensors blob by name, in the order of their data."""
+        return self._safetensors(blob)[1].tensors
+
+    def metadata(self, blob: Digest) -> Mapping[str, str]:
+        """The ``__metadata__`` of a safetensors blob."""
+        return self._safetensors(blob)[1].metadata
+
+    def read_tensor(self, blob: Digest, name: str, out: bytearray | memoryview | None = None) -> bytearray | memoryview:
+        """The bytes of one tensor, reading only its chunks; each is checked against its own digest.
+
+        Args:
+            blob: a safetensors blob.
+            name: which tensor.
+            out: a writable, contiguous buffer of exactly its size to decode into; a new one without it.
+
+        Raises:
+            NotFoundError: if there is no such tensor.
+            CorruptError: if a chunk is damaged; ``out`` may then hold anything.
+        """
+        found, header = self._safetensors(blob)
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            raise NotFoundError(f"{blob} holds no tensor {name!r}; csf ls lists its tensors")
+        target = bytearray(tensor.nbytes) if out is None else out
+        view = memoryview(target).cast("B") if tensor.nbytes or len(target) else memoryview(bytearray())
+        if view.readonly or len(view) != tensor.nbytes:
+            raise InvalidInputError(f"out takes {len(view)} bytes; tensor {name!r} needs {tensor.nbytes} writable ones")
+        self._retrieve.read_into(found, tensor.offset, view)
+        return target
+
+    def _safetensors(self, blob: Digest) -> tuple[OpenObject, SafetensorsHeader]:
+        cached = self._opened.get(blob)
+        if cached is None:
+            found = self._retrieve.open(blob, Kind.BLOB)
+            cached = (found, self._retrieve.header(found))
+            if len(self._opened) >= _CACHED_OBJECTS:
+                self._opened.clear()
+            self._opened[blob] = cached
+        return cached
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def contains(self, digest: Digest, kind: Kind | None = None) -> bool:
+        """Whether an object is there (as that kind)."""
+        if kind is not None:
+            return self._store.find_object(bytes(digest), kind.number) is not None
+        return bool(self._store.kinds(bytes(digest)))
+
+    def stat(self, digest: Digest) -> ObjectInfo:
+        """What is known of an object without reading its content.
+
+        Raises:
+            NotFoundError: if it is not there.
+        """
+        kinds = tuple(Kind.of(number) for number in self._store.kinds(bytes(digest)))
+        opened = [self._retrieve.open(digest, kind) for kind in kinds] or [self._retrieve.open(digest, None)]
+        chunks = {chunk.digest for each in opened for chunk in each.body.chunks}
+        wheres = [self._store.find_object(bytes(digest), kind.number) for kind in kinds]
+        wheres += [self._store.find_chunk(chunk) for chunk in chunks]
+        stored = sum(RECORD_HEADER_SIZE + where.stored for where in wheres if where)
+        links = tuple(sorted({link for each in opened for link in each.body.links}))
+        return ObjectInfo(digest, kinds, opened[0].size, stored, max(len(each.body.chunks) for each in opened), links)
+
+    def links(self, digest: Digest) -> tuple[Digest, ...]:
+        """The digests an object needs, ascending."""
+        return self.stat(digest).links
+
+    def objects(self, kind: Kind | None = None) -> Iterator[ObjectInfo]:
+        """Every object (of a kind), in the order of digests."""
+        seen: Digest | None = None
+        for raw, number in self._store.objects():
+            digest = Digest(raw)
+            if (kind is None or number == kind.number) and digest != seen:
+                seen = digest
+                yield self.stat(digest)
+
+    def resolve(self, text: str, *, kind: Kind | None = None) -> Digest:
+        """The digest that a full digest or a unique prefix (8 hex digits or more) stands for.
+
+        Raises:
+            NotFoundError: if nothing begins with it.
+            AmbiguousPrefixError: if several objects do.
+        """
+        digits = hex_digits(text)
+        if len(digits) < MIN_PREFIX_HEX:
+            raise InvalidInputError(f"{text!r} has {len(digits)} hex digits; type at least {MIN_PREFIX_HEX}")
+        first, last = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
+        rows = self._store.objects(first, last, 64)
+        fitting = sorted({raw for raw, number in rows if kind is None or number == kind.number})
+        if not fitting:
+            raise NotFoundError(f"no {kind or 'object'} here begins with {text}; see csf ls")
+        if len(fitting) > 1:
+            some = ", ".join(Digest(raw).hex[: len(digits) + 8] for raw in fitting[:4])
+            raise AmbiguousPrefixError(f"{text} fits several objects ({some} ...); type more digits")
+        return Digest(fitting[0])
+
+    def verify(
+        self, digests: Iterable[Digest] | None = None, *, deep: bool = False, progress: Progress | None = None
+    ) -> VerifyReport:
+        """Checks the archive, or just some objects and what they need.
+
+        Args:
+            digests: which objects, decoded and hashed as a whole; without it, every byte of every segment, the index,
+                the ledger, and whether everything that is pinned or a ref's target is complete.
+            deep: also decode everything and hash it as a whole.
+            progress: called with bytes done.
+        """
+        check = Check(self._store, self._retrieve, self.ledger, progress)
+        return check.objects(list(digests)) if digests is not None else check.everything(deep=deep)
+
+
+def _as_tree(data: bytes) -> Tree:
+    try:
+        return decode_tree(data, Digest.of(data))
+    except CorruptError as error:
+        raise InvalidInputError(f"these bytes are no tree: {error}") from error
+
+
+def _make(fs: FileSystem, path: Path) -> bool:
+    """Makes the directories and the marker; False if another process was first."""
+    with storage_errors(path):
+        if path.exists() and (not path.is_dir() or any(not _ours(each.name) for each in path.iterdir())):
+            raise InvalidInputError(f"{path} is not empty and not an archive; choose another directory")
+        fs.mkdir(path / SEGMENTS)
+        fs.fsync_directory(path)
+        fs.fsync_directory(path.absolute().parent)
+        marker = {"format": "csf", "version": FORMAT_VERSION, "archive": secrets.token_hex(ID_SIZE)}
+        return write_new(fs, path / MARKER, rfc8785.dumps(marker) + b"\n")
+
+
+def _ours(name: str) -> bool:
+    return name in (SEGMENTS, MARKER) or (name.startswith(f".{MARKER}.") and name.endswith(".tmp"))
+
+
+def _read_marker(fs: FileSystem, path: Path) -> bytes:
+    marker = path / MARKER
+    if not marker.exists():
+        raise NotFoundError(f"{path} is not a CSF archive; run csf init there, or name another with --archive")
+    with storage_errors(marker):
+        fd = fs.open(marker, os.O_RDONLY)
+        try:
+            data = read_exact(fs, fd, _MARKER_LIMIT, 0)
+        finally:
+            fs.close(fd)
+    try:
+        document = json.loads(data)
+        if document["format"] != "csf" or type(document["version"]) is not int:
+            raise ValueError("its format is not csf")
+        archive = bytes.fromhex(document["archive"])
+        if len(archive) != ID_SIZE:
+            raise ValueError(f"its archive id has {len(archive)} bytes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{marker}: {error}; every segment header holds the archive id to restore it from"
+        ) from error
+    if document["version"] != FORMAT_VERSION:
+        raise InvalidInputError(f"{path} has format version {document['version']}; this program reads {FORMAT_VERSION}")
+    return archive

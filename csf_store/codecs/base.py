@@ -1,0 +1,55 @@
+"""What a codec is: a name, a number that is in the format for ever, and two pure functions.
+
+A codec knows nothing of files, digests or segments. It is given the raw bytes and a hint of what they are, and returns
+the bytes to store; reading needs the stored bytes alone. Codecs are stateless and called from many threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from csf_store.digest import Buffer
+
+
+class CodecError(Exception):
+    """Stored bytes can not be decoded; the caller knows digest, segment and offset and says so."""
+
+
+class Hint(NamedTuple):
+    """What the writer knows of a chunk.
+
+    Attributes:
+        float_width: bytes per value where the bytes are floats of a known type, else 0.
+    """
+
+    float_width: int = 0
+
+
+class Codec(Protocol):
+    """One way to hold bytes. ``number`` is stored in every record; 0-63 are this project's."""
+
+    @property
+    def number(self) -> int:
+        """The codec's id in the format."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The codec's name, for people."""
+        ...
+
+    def accepts(self, raw: Buffer, hint: Hint) -> bool:
+        """Whether it makes sense to try this codec on these bytes."""
+        ...
+
+    def encode(self, raw: Buffer, hint: Hint) -> Buffer:
+        """The bytes to store for ``raw``; may be longer than ``raw``, and then the caller stores something else."""
+        ...
+
+    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+        """Fills ``out``, whose length is the raw length, exactly.
+
+        Raises:
+            CodecError: if ``stored`` does not decode to exactly that many bytes.
+        """
+        ...

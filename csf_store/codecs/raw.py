@@ -1,0 +1,27 @@
+"""Bytes as they are, for what does not compress."""
+
+from __future__ import annotations
+
+from csf_store.codecs.base import CodecError, Hint
+from csf_store.digest import Buffer
+
+
+class RawCodec:
+    """Stores what it is given."""
+
+    number = 0
+    name = "raw"
+
+    def accepts(self, raw: Buffer, hint: Hint) -> bool:
+        """Always possible."""
+        return True
+
+    def encode(self, raw: Buffer, hint: Hint) -> Buffer:
+        """Returns ``raw``."""
+        return raw
+
+    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+        """Copies."""
+        if len(stored) != len(out):
+            raise CodecError(f"{len(stored)} stored bytes where {len(out)} are expected")
+        out[:] = stored

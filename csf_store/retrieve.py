@@ -1,0 +1,184 @@
+"""The way out: an object becomes bytes again, and not one unproven byte is called its content.
+
+Every record read is checked (header, stored bytes). Content read as a whole is hashed as a whole against its digest: a
+chunk list is a claim until then. Reads of a part check each chunk against the chunk's own digest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from csf_store.codecs import CodecError, codec
+from csf_store.digest import Buffer, Digest
+from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
+from csf_store.framing import FramingError, RecordHeader, RecordType
+from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
+from csf_store.pipeline import Pipeline
+from csf_store.safetensors_layout import SafetensorsHeader, parse_header
+from csf_store.segment import damage
+from csf_store.store import Store
+
+
+class OpenObject(NamedTuple):
+    """An object record, read and checked: everything but the content of its chunks."""
+
+    digest: Digest
+    kind: Kind
+    size: int
+    codec: int
+    body: ObjectBody
+
+
+class _Part(NamedTuple):
+    """A piece of a chunk to be decoded: which, how long it is, which bytes of it, and where to."""
+
+    digest: bytes
+    length: int
+    start: int
+    out: memoryview
+
+
+class Retrieve:
+    """Reads objects and chunks out of a store."""
+
+    def __init__(self, store: Store, pipeline: Pipeline) -> None:
+        self._store = store
+        self._pipeline = pipeline
+
+    def open(self, digest: Digest, kind: Kind | None) -> OpenObject:
+        """Finds and reads an object record.
+
+        Raises:
+            NotFoundError: if there is none of that kind.
+        """
+        raw = bytes(digest)
+        numbers = [kind.number] if kind else self._store.kinds(raw)
+        where = self._store.find_object(raw, numbers[0]) if numbers else None
+        if where is None:
+            raise NotFoundError(f"{digest} is not in this archive{f' as a {kind}' if kind else ''}; see csf ls")
+        record = self._store.read(where, raw)
+        header = record.header
+        place = self._store.directory / self._store.segment_name(where.segment)
+        try:
+            if header.type != RecordType.OBJECT or header.kind != numbers[0]:
+                raise FramingError("the record is not the object the index says")
+            body = unpack_object(bytes(record.payload), header.raw_length)
+            return OpenObject(digest, Kind.of(header.kind), header.raw_length, header.codec, body)
+        except FramingError as error:
+            raise damage(place, where.offset, str(error), digest) from error
+
+    def content(self, found: OpenObject) -> Iterator[memoryview]:
+        """The content in pieces. Only when the last piece was taken without an error is it proven.
+
+        Raises:
+            CorruptError: if a record is damaged, or the whole does not hash to the digest.
+        """
+        whole = blake3(max_threads=blake3.AUTO if found.size > 1 << 20 else 1)
+        for piece in self._pieces(found):
+            whole.update(piece)
+            yield piece
+        if whole.digest() != bytes(found.digest):
+            self._name_culprit(found)
+
+    def _pieces(self, found: OpenObject) -> Iterator[memoryview]:
+        if found.body.form == Form.INLINE:
+            out = memoryview(bytearray(found.size))
+            try:
+                codec(found.codec).decode_into(found.body.inline, out)
+            except CodecError as error:
+                raise CorruptError(f"{found.digest}: its inline content can not be decoded: {error}") from error
+            yield out
+            return
+        parts = (
+            _Part(chunk.digest, chunk.length, 0, memoryview(bytearray(chunk.length))) for chunk in found.body.chunks
+        )
+        yield from self._pipeline.ordered(self._decode, parts)
+
+    def _name_culprit(self, found: OpenObject) -> None:
+        """The whole does not hash to its digest: find the chunk that does not, or blame the chunk list."""
+        for chunk in found.body.chunks:
+            self._decode_checked(_Part(chunk.digest, chunk.length, 0, memoryview(bytearray(chunk.length))))
+        raise CorruptError(
+            f"{found.digest}: its content does not hash to it although every piece is sound: the chunk list is forged "
+            "or wrong; put the file again"
+        )
+
+    def read_into(self, found: OpenObject, start: int, out: memoryview) -> None:
+        """Fills ``out`` with the content from ``start`` on, reading only the chunks it lies in, each checked.
+
+        Raises:
+            CorruptError: naming the chunk; ``out`` may then hold anything.
+        """
+        if found.body.form == Form.INLINE:
+            out[:] = b"".join(self.content(found))[start : start + len(out)]
+            return
+        for _ in self._pipeline.ordered(self._decode_checked, self._parts(found.body, start, out)):
+            pass
+
+    def _parts(self, body: ObjectBody, start: int, out: memoryview) -> Iterator[_Part]:
+        ends = list(accumulate(chunk.length for chunk in body.chunks))
+        number = bisect_right(ends, start)
+        done = 0
+        while done < len(out):
+            chunk = body.chunks[number]
+            skip = start + done - (ends[number] - chunk.length)
+            take = min(chunk.length - skip, len(out) - done)
+            yield _Part(chunk.digest, chunk.length, skip, out[done : done + take])
+            done += take
+            number += 1
+
+    def _decode_checked(self, part: _Part) -> memoryview:
+        target = part.out if len(part.out) == part.length else memoryview(bytearray(part.length))
+        self._decode(part._replace(start=0, out=target))
+        if blake3(target).digest() != part.digest:
+            where = self._store.find_chunk(part.digest)
+            place = f"segment {self._store.segment_name(where.segment)} at offset {where.offset}" if where else "?"
+            raise CorruptError(f"{Digest(part.digest)}: {place}: decodes to other bytes; put its file again")
+        if target is not part.out:
+            part.out[:] = target[part.start : part.start + len(part.out)]
+        return part.out
+
+    def _decode(self, part: _Part) -> memoryview:
+        """Decodes a whole chunk into ``part.out``; the stored bytes are checked, the decoded ones are not yet."""
+        where = self._store.find_chunk(part.digest)
+        if where is None:
+            raise CorruptError(f"chunk {Digest(part.digest)} is missing from every segment; put its file again")
+        record = self._store.read(where, part.digest)
+        place = self._store.directory / self._store.segment_name(where.segment)
+        try:
+            decode_record(record.header, record.payload, part.out)
+        except (CodecError, FramingError) as error:
+            raise damage(place, where.offset, str(error), Digest(part.digest)) from error
+        return part.out
+
+    def header(self, found: OpenObject) -> SafetensorsHeader:
+        """The header of a safetensors blob.
+
+        Raises:
+            InvalidInputError: if the blob is something else.
+        """
+        if found.body.layout != Layout.SAFETENSORS:
+            raise InvalidInputError(f"{found.digest} is not a safetensors blob; csf stat shows what it is")
+        head = bytearray(found.body.header_length)
+        self.read_into(found, 0, memoryview(head))
+        try:
+            return parse_header(head, found.size)
+        except InvalidInputError as error:
+            raise CorruptError(f"{found.digest}: {error}; put the file again") from error
+
+
+def decode_record(header: RecordHeader, payload: Buffer, out: memoryview) -> None:
+    """Decodes a chunk record into ``out``.
+
+    Raises:
+        FramingError: if the record is no chunk of that length.
+        CodecError: if its bytes do not decode.
+    """
+    if header.type != RecordType.CHUNK or header.raw_length != len(out):
+        raise FramingError(f"the chunk has {header.raw_length} bytes where {len(out)} are expected")
+    codec(header.codec).decode_into(payload, out)

@@ -1,0 +1,333 @@
+"""The store: segments and their index as one thing. Records go in by digest and come out by digest.
+
+The order that makes it safe is here. ``append`` writes to a segment whose lock this process holds; ``commit`` syncs the
+segments first and tells the index second; nobody is told "stored" before ``commit`` returns. On opening, and whenever
+the index proves unusable, the index is brought in line with the segments, which are the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from csf_store.digest import Buffer, Digest
+from csf_store.durable import FileStat, FileSystem, storage_errors
+from csf_store.errors import CorruptError, CsfError
+from csf_store.framing import (
+    RECORD_HEADER_SIZE,
+    SEAL_AT,
+    SEGMENT_HEADER_SIZE,
+    FooterEntry,
+    FramingError,
+    RecordHeader,
+    RecordType,
+)
+from csf_store.index import Index, IndexUnusableError, Location, Lost, SegmentState, remove
+from csf_store.recovery import entry_of, scan
+from csf_store.segment import Record, SegmentReader, SegmentWriter, read_footer, segment_id_of, stored_hash
+
+SEGMENTS: Final = "segments"
+INDEX: Final = "index.sqlite"
+INDEX_LOCK: Final = "index.lock"
+_OPEN_READERS: Final = 128
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """Segments plus index of one archive. Thread-safe; close it to let go of the segment being written."""
+
+    def __init__(self, fs: FileSystem, root: Path, archive_id: bytes, *, seal_at: int = SEAL_AT) -> None:
+        self.fs = fs
+        self.directory = root / SEGMENTS
+        self.archive_id = archive_id
+        self._root = root
+        self._seal_at = seal_at
+        self._lock = threading.RLock()
+        self._readers: OrderedDict[int, SegmentReader] = OrderedDict()
+        self._writer: SegmentWriter | None = None
+        self._writer_row = 0
+        self._pending: list[tuple[int, FooterEntry]] = []
+        self._pending_at: dict[tuple[bytes, int], Location] = {}
+        self._sealed: list[SegmentState] = []
+        self._index = self._open_index()
+        self.names: dict[int, SegmentState] = {}
+        self._using_index(lambda index: self._reconcile(index))
+
+    # -- the index ---------------------------------------------------------------------------------------------------
+
+    def _open_index(self) -> Index:
+        path = self._root / INDEX
+        try:
+            return Index(path, self.archive_id)
+        except IndexUnusableError:
+            with self._index_lock():
+                try:
+                    return Index(path, self.archive_id)
+                except IndexUnusableError:
+                    remove(path)
+                    return Index(path, self.archive_id)
+
+    @contextlib.contextmanager
+    def _index_lock(self) -> Iterator[None]:
+        path = self._root / INDEX_LOCK
+        with storage_errors(path):
+            fd = self.fs.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            with storage_errors(path):
+                self.fs.lock(fd)
+            yield
+        finally:
+            self.fs.close(fd)
+
+    def _using_index(self, action: Callable[[Index], _T]) -> _T:
+        """Runs ``action``; an index that proves unusable is thrown away, rebuilt, and asked once more."""
+        try:
+            return action(self._index)
+        except IndexUnusableError:
+            self.rebuild_index()
+            try:
+                return action(self._index)
+            except IndexUnusableError as error:
+                raise CorruptError(
+                    f"{self._root / INDEX}: {error}, even after a rebuild; check the device, then delete the file"
+                ) from error
+
+    def rebuild_index(self) -> None:
+        """Throws the index away and reads it back from the segments."""
+        with self._lock, self._index_lock():
+            self._index.close()
+            remove(self._root / INDEX)
+            self._index = Index(self._root / INDEX, self.archive_id)
+            self._drop_readers()
+            self._reconcile(self._index)
+            if self._writer is not None:
+                self._writer_row = self._index.segment_id(self._writer.path.name)
+
+    def _reconcile(self, index: Index) -> None:
+        """Compares what the index knows of each segment with the file, and reads what it does not know."""
+        with storage_errors(self.directory):
+            files = self.fs.scan(self.directory)
+        known = index.segments()
+        for name, state in known.items():
+            size = files[name].size if name in files else 0
+            if size < state.end:
+                index.lose(state, size)
+        for name, found in files.items():
+            if segment_id_of(name) is None:
+                continue
+            old = known.get(name)
+            if old is None or (old.size, old.mtime) != found:
+                self._take_in(index, name, old, found)
+        self.names = {state.id: state for state in index.segments().values()}
+
+    def _take_in(self, index: Index, name: str, old: SegmentState | None, found: FileStat) -> None:
+        """Indexes the records of a segment that the index has not seen. They are made durable before they count."""
+        row = old.id if old else index.segment_id(name)
+        start = max(old.end if old else 0, SEGMENT_HEADER_SIZE)
+        path = self.directory / name
+        if old is not None and old.sealed and found.size >= old.end:
+            index.add([old._replace(size=found.size, mtime=found.mtime_ns)], [])
+            return
+        with storage_errors(path):
+            fd = self.fs.open(path, os.O_RDONLY)
+            try:
+                size = self.fs.stat(fd).size
+                self.fs.fsync(fd)
+                records, end, sealed = self._contents(fd, segment_id_of(name) or b"", start, size)
+            finally:
+                self.fs.close(fd)
+        state = SegmentState(row, name, end, size, found.mtime_ns if size == found.size else 0, sealed)
+        index.add([state], [(row, record) for record in records])
+
+    def _contents(self, fd: int, segment_id: bytes, start: int, size: int) -> tuple[list[FooterEntry], int, bool]:
+        if start == SEGMENT_HEADER_SIZE:
+            with contextlib.suppress(FramingError):
+                table = read_footer(self.fs, fd, segment_id, size)
+                if table is not None:
+                    return table, size, True
+        found = scan(self.fs, fd, segment_id, start, size)
+        return found.records, found.end, found.sealed
+
+    # -- finding and reading -----------------------------------------------------------------------------------------
+
+    def find_chunk(self, digest: bytes) -> Location | None:
+        """Where a chunk is, counting what this process wrote and has not committed."""
+        with self._lock:
+            waiting = self._pending_at.get((digest, 0))
+        return waiting or self._using_index(lambda index: index.chunk(digest))
+
+    def find_object(self, digest: bytes, kind: int) -> Location | None:
+        """Where an object is, counting what this process wrote and has not committed."""
+        with self._lock:
+            waiting = self._pending_at.get((digest, kind))
+        return waiting or self._using_index(lambda index: index.object(digest, kind))
+
+    def kinds(self, digest: bytes) -> list[int]:
+        """As which kinds a digest is known."""
+        return self._using_index(lambda index: index.kinds(digest))
+
+    def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, int]]:
+        """Digest and kind of the objects between two digests."""
+        return self._using_index(lambda index: index.objects(first, last, limit))
+
+    def chunk_digests(self) -> list[bytes]:
+        """Every chunk the index knows."""
+        return self._using_index(lambda index: index.chunk_digests())
+
+    def segments(self) -> dict[str, SegmentState]:
+        """Every segment the index knows."""
+        return self._using_index(lambda index: index.segments())
+
+    def lost(self) -> list[Lost]:
+        """What the index knew and the segments no longer hold."""
+        return self._using_index(lambda index: index.lost())
+
+    def read(self, where: Location, digest: bytes) -> Record:
+        """Reads and checks the record at a location.
+
+        Raises:
+            CorruptError: naming digest, segment and offset.
+        """
+        return self._reader(where.segment).read(where.offset, where.stored, digest)
+
+    def segment_name(self, row: int) -> str:
+        """The file name of a segment row."""
+        with self._lock:
+            if row not in self.names:
+                self.names = {state.id: state for state in self.segments().values()}
+            if row not in self.names:
+                raise CorruptError(f"{self._root / INDEX}: names a segment {row} it does not list; delete the file")
+            return self.names[row].name
+
+    def _reader(self, row: int) -> SegmentReader:
+        with self._lock:
+            if row in self._readers:
+                self._readers.move_to_end(row)
+                return self._readers[row]
+            name = self.segment_name(row)
+            reader = SegmentReader(self.fs, self.directory / name, self.archive_id, sealed=self.names[row].sealed)
+            self._readers[row] = reader
+            if len(self._readers) > _OPEN_READERS:
+                # Not closed here: another thread may be reading through it; the last reference closes it.
+                self._readers.popitem(last=False)
+            return reader
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def append(self, header: RecordHeader, payload: Buffer) -> int:
+        """Writes a record; returns the bytes it took. It is not durable, and nobody else sees it, before ``commit``."""
+        with self._lock:
+            try:
+                writer = self._ready_writer()
+                offset = writer.append(header, payload)
+            except BaseException:
+                self._abandon()
+                raise
+            entry = entry_of(header, offset)
+            self._pending.append((self._writer_row, entry))
+            where = Location(self._writer_row, offset, header.stored_length, header.raw_length, header.codec)
+            self._pending_at[header.digest, header.kind if header.type == RecordType.OBJECT else 0] = where
+            if writer.length >= self._seal_at:
+                self._seal(writer)
+            return RECORD_HEADER_SIZE + len(payload)
+
+    def commit(self) -> None:
+        """Makes everything appended durable, then known: segments first, index second."""
+        with self._lock:
+            if not self._pending:
+                return
+            states = self._sealed
+            try:
+                if self._writer is not None:
+                    found = self._writer.sync()
+                    states = [*states, self._state_of(self._writer, found, sealed=False)]
+            except BaseException:
+                self._abandon()
+                raise
+            pending = self._pending
+            self._pending, self._pending_at, self._sealed = [], {}, []
+            self._using_index(lambda index: index.add(states, pending))
+
+    def _state_of(self, writer: SegmentWriter, found: FileStat, *, sealed: bool) -> SegmentState:
+        return SegmentState(self._writer_row, writer.path.name, writer.length, found.size, found.mtime_ns, sealed)
+
+    def _seal(self, writer: SegmentWriter) -> None:
+        found = writer.seal()
+        self._sealed.append(self._state_of(writer, found, sealed=True))
+        writer.close()
+        self._writer = None
+
+    def _abandon(self) -> None:
+        """After a failed write nobody knows what reached the disk: leave the segment as it is and forget the rest."""
+        self._pending, self._pending_at, self._sealed = [], {}, []
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _ready_writer(self) -> SegmentWriter:
+        if self._writer is None:
+            self._writer = self._resumed_writer() or SegmentWriter.create(self.fs, self.directory, self.archive_id)
+            self._writer_row = self._using_index(lambda index: index.segment_id(self._writer_name()))
+        return self._writer
+
+    def _writer_name(self) -> str:
+        return self._writer.path.name if self._writer else ""
+
+    def _resumed_writer(self) -> SegmentWriter | None:
+        """An unsealed segment that nobody writes to and that is whole to its last byte, or None."""
+        for state in self.segments().values():
+            path = self.directory / state.name
+            if state.sealed or not SEGMENT_HEADER_SIZE <= state.end < self._seal_at or not path.exists():
+                continue
+            writer = SegmentWriter.resume(self.fs, path)
+            if writer is None:
+                continue
+            if self._whole(path, state, writer.length):
+                return writer
+            writer.close()
+        return None
+
+    def _whole(self, path: Path, state: SegmentState, length: int) -> bool:
+        """Whether every byte is accounted for by the index, now that nobody else writes. Opens anew to check the head."""
+        if length != state.end:
+            return False
+        try:
+            SegmentReader(self.fs, path, self.archive_id, sealed=False).close()
+        except CsfError:
+            return False
+        return True
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _drop_readers(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+    def close(self) -> None:
+        """Commits what is waiting and lets go of files and locks."""
+        with self._lock:
+            try:
+                self.commit()
+            finally:
+                if self._writer is not None:
+                    self._writer.close()
+                    self._writer = None
+                self._drop_readers()
+                self._index.close()
+
+
+def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer) -> RecordHeader:
+    """The header of a chunk record."""
+    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored))
+
+
+def object_header(digest: Digest, kind: int, codec: int, size: int, payload: Buffer) -> RecordHeader:
+    """The header of an object record."""
+    return RecordHeader(RecordType.OBJECT, codec, kind, size, len(payload), bytes(digest), stored_hash(payload))
