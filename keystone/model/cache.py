@@ -55,7 +55,8 @@ class TokenLayout:
         start = cache.seen if cache is not None else 0
         past_real = cache.real_BS if cache is not None else None
         counted = cache.counts_B if cache is not None and cache.counts_B is not None else None
-        if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] not in (tokens, start + tokens)):
+        widths = (tokens, start + tokens)
+        if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] not in widths):
             raise InvalidInputError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; expected [{batch}, {start + tokens}] "
                 f"({start} cached slots and {tokens} new ones)"
@@ -231,7 +232,7 @@ class KeystoneCache(Cache):
         """Slots seen so far, padding included."""
         return self.seen
 
-    def get_max_length(self) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002 - as above
         """No limit of its own: -1, as transformers' growing caches say."""
         return -1
 
@@ -249,7 +250,7 @@ class KeystoneCache(Cache):
         """Forget everything."""
         self._clear()
 
-    def crop(self, *args: Any, **kwargs: Any) -> None:
+    def crop(self, *_: Any, **__: Any) -> None:
         """Refuse: windows and saved rows of an earlier moment are gone and would have to be computed again.
 
         Raises:

@@ -6,6 +6,7 @@ refused: a scale or a window guessed wrong gives a model that runs and is silent
 """
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
@@ -79,6 +80,16 @@ class KeystoneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the file; the released model's type is an accepted spelling of ours, not a mistake to warn about."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if fields.get("model_type") == VENDOR_MODEL_TYPE:
+            fields = {**fields, "model_type": cls.model_type}
+        return fields, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
         """Read a `config.json` of ours or of the released model.
 
@@ -89,7 +100,8 @@ class KeystoneConfig(PreTrainedConfig):
         model_type = fields.pop("model_type", cls.model_type)
         if model_type not in (cls.model_type, VENDOR_MODEL_TYPE):
             raise ConfigurationError(
-                f"config.json says model_type {model_type!r}; this code reads {cls.model_type!r} and {VENDOR_MODEL_TYPE!r}"
+                f"config.json says model_type {model_type!r}; "
+                f"this code reads {cls.model_type!r} and {VENDOR_MODEL_TYPE!r}"
             )
         missing = [name for name in REQUIRED_FIELDS if name not in fields and name not in kwargs]
         if missing:

@@ -33,6 +33,8 @@ GATE_SPELLINGS = {
     r"model\.gate_projections\.(\d+)\.": r"model.layers.\1.self_attn.plt_gate.",
 }
 
+LOADING_FAULTS = {"missing_keys": "missing", "unexpected_keys": "surplus", "mismatched_keys": "misshapen"}
+
 Rope = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
 
@@ -93,7 +95,8 @@ class RotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(config: KeystoneConfig, *_: Any, **__: Any) -> tuple[Tensor, float]:
         """Inverse frequencies `[D/2]` of unscaled RoPE, and the factor 1.0 for its cosines and sines."""
         parameters: Mapping[str, Any] = config.rope_parameters or {}
-        steps = torch.arange(0, config.head_dim or 0, 2, dtype=torch.int64).float() / config.head_dim
+        head_dim = config.head_dim or 0
+        steps = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         return 1.0 / (parameters["rope_theta"] ** steps), 1.0
 
     @torch.no_grad()
@@ -238,7 +241,7 @@ class MLP(nn.Module):
         return self.down_proj(functional.silu(self.gate_proj(x_BTH)) * self.up_proj(x_BTH))  # type: ignore[no-any-return]
 
 
-class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class DecoderLayer(GradientCheckpointingLayer):
     """One pre-norm layer, applied once in every loop."""
 
     def __init__(self, config: KeystoneConfig, layer_idx: int) -> None:
@@ -255,7 +258,7 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return x_BTH + self.mlp(self.post_attention_layernorm(x_BTH)), global_kv
 
 
-class KeystonePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class KeystonePreTrainedModel(PreTrainedModel):
     """What transformers needs to know of the model to create, load and move it."""
 
     config: KeystoneConfig
@@ -288,10 +291,15 @@ class KeystonePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         kwargs.setdefault("use_safetensors", True)
         kwargs.setdefault("key_mapping", dict(GATE_SPELLINGS))
         kwargs.setdefault("ignore_mismatched_sizes", True)  # so that they come back as a list, for the refusal below
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         faults = [
             f"{fault}: {', '.join(map(str, sorted(info[key])))}"
-            for key, fault in (("missing_keys", "missing"), ("unexpected_keys", "surplus"), ("mismatched_keys", "misshapen"))
+            for key, fault in (
+                ("missing_keys", "missing"),
+                ("unexpected_keys", "surplus"),
+                ("mismatched_keys", "misshapen"),
+            )
             if info.get(key)
         ]
         if faults:
@@ -383,7 +391,7 @@ class KeystoneModel(KeystonePreTrainedModel):
         return x_BTH
 
 
-class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):
     """The Parallel Loop Transformer with its output head, ready for `generate`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -399,6 +407,12 @@ class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):  # type: ig
     def _supports_default_dynamic_cache(cls) -> bool:
         """Keep `generate` from making a cache of its own: the first forward call makes the right one."""
         return False
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does, but leave positions to the mask: counting on from a padded last column is wrong."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs.pop("position_ids", None)
+        return inputs
 
     def forward(
         self,
