@@ -1,0 +1,255 @@
+"""Refs: names that move between manifests, and the ledger that remembers every move.
+
+The ledger is the only truth. A ref is the fold of its `ref.set` events, so "what was `prod` at time T" needs no second
+book. Every move is a compare-and-swap: the mover states where the ref is, and a ref that has meanwhile moved is not
+moved again. Names are `part/part`, each part lower-case ASCII letters, digits, `.`, `_`, `-`, starting with a letter
+or digit, 128 characters in all; what could be read as a digest is not a name.
+
+**Rollback** goes to the target the ref held before the one it holds now: the newest earlier target that differs from
+the present one. A rollback is a move like any other, marked `rollback: true`, so rolling back a rollback undoes it:
+after A, B, C a first rollback gives B, a second gives C again. To go further back, name the target: `to=` accepts any
+earlier target of this ref, and any manifest that runs the bare frozen base of the present one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from csf_store import Archive, CsfError, Digest, RefMove
+from manifests.errors import (
+    InvalidNameError,
+    ManifestError,
+    NotFoundError,
+    RefConflictError,
+    RefNotFoundError,
+    RollbackRefusedError,
+)
+from manifests.loading import load_manifest, objects_of
+
+_PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_LIKE_A_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+MAX_NAME = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RefEvent:
+    """One move of one ref, as the ledger tells it. `target` is None where the name was taken away."""
+
+    name: str
+    seq: int
+    time: datetime
+    target: Digest | None
+    previous: Digest | None
+    reason: str | None
+    rollback: bool
+
+
+def check_ref_name(name: str) -> str:
+    """The name itself, when it is one.
+
+    Raises:
+        InvalidNameError: naming the part that breaks the grammar.
+    """
+    if len(name) > MAX_NAME:
+        raise InvalidNameError(f"the ref name {name[:40]!r}... has {len(name)} characters, the limit is {MAX_NAME}")
+    for part in name.split("/"):
+        if not _PART.fullmatch(part) or part.endswith(".") or ".." in part:
+            raise InvalidNameError(
+                f"{name!r} is not a ref name: {part!r} should be lower-case ASCII letters, digits, '.', '_' or '-',"
+                " starting with a letter or digit; parts are joined by '/'"
+            )
+    if _LIKE_A_DIGEST.fullmatch(name):
+        raise InvalidNameError(f"{name!r} is not a ref name: it reads like a digest prefix")
+    return name
+
+
+def is_ref_name(name: str) -> bool:
+    """Whether a text is inside the grammar of ref names."""
+    try:
+        check_ref_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
+class Refs:
+    """The refs of one archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that points somewhere now, sorted."""
+        return tuple(sorted(name for name, moves in self._moves().items() if moves and moves[-1].target is not None))
+
+    def find(self, name: str) -> Digest | None:
+        """Where a name points, or None when it points nowhere."""
+        history = self.history(name)
+        return history[-1].target if history else None
+
+    def get(self, name: str) -> Digest:
+        """Where a name points.
+
+        Raises:
+            RefNotFoundError: when it was never set.
+        """
+        target = self.find(name)
+        if target is None:
+            known = ", ".join(self.names()) or "none yet"
+            raise RefNotFoundError(f"no ref {name!r} in {self._archive.path}; refs here: {known}")
+        return target
+
+    def history(self, name: str) -> tuple[RefEvent, ...]:
+        """Every move of a name, oldest first; empty when it was never set."""
+        check_ref_name(name)
+        return tuple(_event(name, move) for move in self._moves().get(name, ()))
+
+    def at(self, name: str, time: datetime) -> Digest:
+        """Where a name pointed at a moment: after the last move at or before it.
+
+        Raises:
+            RefNotFoundError: when it pointed nowhere then.
+            InvalidNameError: when `time` has no time zone, and so names no moment.
+        """
+        if time.tzinfo is None:
+            raise InvalidNameError(f"{time.isoformat()} has no time zone; write 2026-01-31T12:00:00Z")
+        before = [event for event in self.history(name) if event.time <= time]
+        if not before or before[-1].target is None:
+            raise RefNotFoundError(f"ref {name!r} pointed nowhere at {time.isoformat()}; see `keystone ref log {name}`")
+        return before[-1].target
+
+    def set(self, name: str, target: Digest, *, expected: Digest | None, reason: str | None = None) -> RefEvent:
+        """Move a name by compare-and-swap.
+
+        Args:
+            name: the ref.
+            target: a manifest in this archive. Moving a ref to where it is already appends nothing.
+            expected: where the caller saw the ref; None for "not there yet".
+            reason: a sentence for the ledger.
+
+        Raises:
+            RefConflictError: when the ref is not at `expected`.
+            NotFoundError: when the target is not a manifest of this archive.
+            InvalidDocumentError: when the target is no well-formed manifest.
+        """
+        check_ref_name(name)
+        load_manifest(self._archive, target)
+        with self._archive.ledger.locked() as tx:
+            history = self.history(name)
+            current = history[-1].target if history else None
+            if current != expected:
+                raise RefConflictError(
+                    f"ref {name!r} is at {current or 'no manifest'}, not at {expected or 'no manifest'}: somebody moved"
+                    f" it first; look at `keystone ref log {name}` and decide again"
+                )
+            if current == target:
+                return history[-1]
+            tx.append("ref.set", **_fields(name, current, target, reason, {}))
+        return self.history(name)[-1]
+
+    def rollback_target(self, name: str) -> Digest:
+        """Where a rollback of this ref would go: its newest earlier target that is not the present one.
+
+        Raises:
+            RefNotFoundError: when the ref was never set.
+            RollbackRefusedError: when it never pointed anywhere else.
+        """
+        history = self.history(name)
+        if not history:
+            self.get(name)
+        current = history[-1].target
+        for event in reversed(history):
+            if event.target is not None and event.target != current:
+                return event.target
+        raise RollbackRefusedError(
+            f"ref {name!r} has only ever been at {current}: there is nothing to go back to; give a bare base with --to"
+        )
+
+    def rollback(self, name: str, *, to: Digest | None = None, reason: str | None = None) -> RefEvent:
+        """Move a ref back to its last target, or to `to`, in one step; see the rule at the top of this module.
+
+        Raises:
+            RefNotFoundError: when the ref was never set.
+            RollbackRefusedError: when there is no such target, or it does not load and verify. The ref stays.
+            RefConflictError: when the ref moved while the target was being verified.
+        """
+        history = self.history(name)
+        target = self.rollback_target(name) if to is None else to
+        if not history:
+            self.get(name)
+        current = history[-1].target
+        if target == current:
+            raise RollbackRefusedError(f"ref {name!r} is at {target} already; name another target")
+        if to is not None and to not in {event.target for event in history}:
+            self._check_bare_base(name, to, current)
+        self.check_sound(target)
+        with self._archive.ledger.locked() as tx:
+            now = self.history(name)
+            if now[-1].seq != history[-1].seq:
+                raise RefConflictError(f"ref {name!r} moved to {now[-1].target} while its rollback was being verified")
+            tx.append("ref.set", **_fields(name, current, target, reason, {"rollback": True}))
+        return self.history(name)[-1]
+
+    def check_sound(self, target: Digest) -> None:
+        """Prove that a manifest loads and that every object it stands on hashes to its address.
+
+        Raises:
+            RollbackRefusedError: naming the manifest and the first thing wrong with it.
+        """
+        try:
+            manifest = load_manifest(self._archive, target)
+            objects = [digest for digest, _ in objects_of(self._archive, target, manifest)]
+            report = self._archive.verify(objects, deep=True)
+        except (CsfError, ManifestError) as error:
+            raise RollbackRefusedError(f"{target} is not a sound target: {error}") from error
+        if not report.ok:
+            finding = report.findings[0]
+            raise RollbackRefusedError(
+                f"{target} is not a sound target: {finding.what} ({finding.digest}, segment {finding.segment}, offset"
+                f" {finding.offset}); repair the archive, or name another target with --to"
+            )
+
+    def _check_bare_base(self, name: str, to: Digest, current: Digest | None) -> None:
+        try:
+            assembly = load_manifest(self._archive, to).assembly
+            base = load_manifest(self._archive, current).assembly.base if current is not None else assembly.base
+        except NotFoundError as error:
+            raise RollbackRefusedError(f"cannot roll {name!r} back to {to}: {error}") from error
+        if assembly.adapters or assembly.base != base:
+            raise RollbackRefusedError(
+                f"{to} was never the target of {name!r} and does not run the bare base {base}; a rollback goes to an"
+                " earlier target or to the bare base, anything else is `keystone ref set`"
+            )
+
+    def _moves(self) -> Mapping[str, tuple[RefMove, ...]]:
+        return {name: tuple(moves) for name, moves in self._archive.ledger.refs().items()}
+
+
+def _event(name: str, move: RefMove) -> RefEvent:
+    previous, reason = move.fields.get("from"), move.fields.get("reason")
+    return RefEvent(
+        name=name,
+        seq=move.seq,
+        time=datetime.fromisoformat(move.time),
+        target=move.target,
+        previous=Digest.parse(previous) if isinstance(previous, str) else None,
+        reason=reason if isinstance(reason, str) else None,
+        rollback=move.fields.get("rollback") is True,
+    )
+
+
+def _fields(
+    name: str, current: Digest | None, target: Digest, reason: str | None, marks: Mapping[str, bool]
+) -> dict[str, str | bool | None]:
+    fields: dict[str, str | bool | None] = {
+        "ref": name,
+        "from": str(current) if current is not None else None,
+        "to": str(target),
+        **marks,
+    }
+    if reason:
+        fields["reason"] = reason
+    return fields
