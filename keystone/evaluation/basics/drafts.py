@@ -15,7 +15,7 @@ from functools import cached_property
 
 from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.text_pieces import word
-from keystone.evaluation.fingerprint import fingerprint
+from keystone.evaluation.fingerprint import fingerprint, skeleton
 from keystone.evaluation.task import Case, Task, Value
 
 Args = tuple[Value, ...]
@@ -71,16 +71,25 @@ class Draft:
     @cached_property
     def fingerprint(self) -> bytes:
         """What tells this function from every other, whatever its names and its wording."""
-        function = ast.parse(self.signature + self.solution).body[0]
-        if not isinstance(function, ast.FunctionDef):  # pragma: no cover - a builder's mistake, found by any draw
-            raise TypeError(f"the draft {self.name!r} is not a function definition")
-        return fingerprint(function)
+        return fingerprint(self._function)
+
+    @property
+    def skeleton(self) -> bytes:
+        """The function's shape: what is left when its constants are blanked."""
+        return skeleton(self._function)
 
     def task(self, suite: str, family: str, *, held_out: bool) -> Task:
         """The finished task, with its hidden tests."""
         cases = tuple(Case(copy.deepcopy(args), self._truth(args)) for args in self.inputs)
         name = f"{family}/{self.fingerprint.hex()[:12]}"
         return Task(suite, family, name, self.prompt, self.solution, self.name, cases, held_out)
+
+    @property
+    def _function(self) -> ast.FunctionDef:
+        function = ast.parse(self.signature + self.solution).body[0]
+        if not isinstance(function, ast.FunctionDef):  # pragma: no cover - a builder's mistake, found by any draw
+            raise TypeError(f"the draft {self.name!r} is not a function definition")
+        return function
 
     def _truth(self, args: Args) -> Value:
         return self.reference(*copy.deepcopy(args))

@@ -12,10 +12,12 @@ same side, and a generator of training text needs no list of forbidden tasks: it
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from functools import cache
 from typing import Literal
 
 from blake3 import blake3
@@ -89,6 +91,18 @@ def families() -> Mapping[str, Family]:
     return _FAMILIES
 
 
+def draft_stream(family: Family, purpose: str, seed: int) -> Iterator[Draft]:
+    """An endless stream of a family's draws, from both sides of the split; streams of different purpose are unrelated."""
+    for index in itertools.count():
+        yield family.build(Dice(SUITE_NAME, TASK_SUITE_VERSION, purpose, seed, family.name, index))
+
+
+@cache
+def frozen_fingerprints() -> frozenset[bytes]:
+    """Fingerprints of the frozen draw."""
+    return frozenset(draft.fingerprint for _, draft in _held_out_drafts(FROZEN_COUNT, FROZEN_SEED, "all"))
+
+
 def training_drafts(seed: int) -> Iterator[tuple[Family, Draft]]:
     """An endless stream of exercises that may be trained on; the same function may come back in other words."""
     seen = [family for family in _FAMILIES.values() if not family.held_out]
@@ -130,12 +144,16 @@ def draw_held_out(n: int, seed: int, *, families: FamilySet = "all") -> list[Tas
     Raises:
         SuiteExhaustedError: There are not `n` distinct ones.
     """
+    return [draft.task(SUITE_NAME, family.name, held_out=True) for family, draft in _held_out_drafts(n, seed, families)]
+
+
+def _held_out_drafts(n: int, seed: int, families: FamilySet) -> list[tuple[Family, Draft]]:
     chosen = [
         family for family in _FAMILIES.values() if families == "all" or family.held_out == (families == "held-out")
     ]
     taken: set[bytes] = set()
     sources = [_fresh_drafts(family, seed, taken) for family in chosen]
-    tasks: list[Task] = []
+    tasks: list[tuple[Family, Draft]] = []
     while len(tasks) < n:
         alive = []
         for family, source in zip(chosen, sources, strict=True):
@@ -144,7 +162,7 @@ def draw_held_out(n: int, seed: int, *, families: FamilySet = "all") -> list[Tas
                 continue
             alive.append((family, source))
             if len(tasks) < n:
-                tasks.append(draft.task(SUITE_NAME, family.name, held_out=True))
+                tasks.append((family, draft))
         if not alive:
             raise SuiteExhaustedError(
                 f"{SUITE_NAME} can draw only {len(tasks)} distinct held-out tasks from {families} families; {n} were asked for"
@@ -154,11 +172,11 @@ def draw_held_out(n: int, seed: int, *, families: FamilySet = "all") -> list[Tas
 
 
 def _fresh_drafts(family: Family, seed: int, taken: set[bytes]) -> Iterator[Draft]:
-    index = stale = 0
-    while stale < _PATIENCE:
-        draft = family.build(Dice(SUITE_NAME, TASK_SUITE_VERSION, "held-out", seed, family.name, index))
-        index += 1
+    stale = 0
+    for draft in draft_stream(family, "held-out", seed):
         stale += 1
+        if stale > _PATIENCE:
+            return
         if family.is_held_out(draft) and draft.fingerprint not in taken:
             taken.add(draft.fingerprint)
             stale = 0
