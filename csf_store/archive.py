@@ -6,34 +6,28 @@ what happened, ``index.sqlite`` a cache. What a method returned is durable: data
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import rfc8785
-
 from csf_store.check import Check, VerifyReport
 from csf_store.digest import MIN_PREFIX_HEX, Buffer, Digest, hex_digits
 from csf_store.directories import Found, list_directory
-from csf_store.durable import FileSystem, OsFileSystem, read_exact, storage_errors, write_new
+from csf_store.durable import FileSystem, OsFileSystem
 from csf_store.errors import AmbiguousPrefixError, ConflictError, CorruptError, InvalidInputError, NotFoundError
-from csf_store.framing import FORMAT_VERSION, ID_SIZE, RECORD_HEADER_SIZE
+from csf_store.framing import RECORD_HEADER_SIZE
 from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_bytes, plan_file
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
+from csf_store.marker import MARKER, make_archive, read_marker
 from csf_store.objects import Kind, ObjectInfo, Stored
 from csf_store.output import write_file, write_tree
 from csf_store.pipeline import Pipeline
 from csf_store.retrieve import OpenObject, Retrieve
 from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo
-from csf_store.store import SEGMENTS, Store
+from csf_store.store import Store
 from csf_store.trees import Tree, TreeEntry, decode_tree, encode_tree
 
-MARKER: Final = "csf.json"
-_MARKER_LIMIT: Final = 4096
 _CACHED_OBJECTS: Final = 64
 
 
@@ -66,8 +60,8 @@ class Archive:
         """
         path, fs = Path(path), fs or OsFileSystem()
         if create and not (path / MARKER).exists():
-            _make(fs, path)
-        return cls(path, _read_marker(fs, path), fs)._begun(create=create)
+            make_archive(fs, path)
+        return cls(path, read_marker(fs, path), fs)._begun(create=create)
 
     @classmethod
     def create(cls, path: str | Path, *, fs: FileSystem | None = None) -> Archive:
@@ -77,9 +71,9 @@ class Archive:
             ConflictError: if there is an archive already.
         """
         path, fs = Path(path), fs or OsFileSystem()
-        if (path / MARKER).exists() or not _make(fs, path):
+        if (path / MARKER).exists() or not make_archive(fs, path):
             raise ConflictError(f"{path} is an archive already; open it, or choose another directory")
-        return cls(path, _read_marker(fs, path), fs)._begun(create=True)
+        return cls(path, read_marker(fs, path), fs)._begun(create=True)
 
     def _begun(self, *, create: bool) -> Archive:
         if create and self.ledger.size == 0:
@@ -182,7 +176,7 @@ class Archive:
         """
         entries = tuple(entries)
         for entry in entries:
-            where = self._store.find_object(bytes(entry.blob), Kind.BLOB.number)
+            where = self._store.find_object(bytes(entry.blob), Kind.BLOB)
             if where is None:
                 raise NotFoundError(f"{entry.path}: blob {entry.blob} is not in this archive; put it first")
             if where.raw != entry.size:
@@ -233,7 +227,7 @@ class Archive:
             NotFoundError: if it is not there as that kind.
             CorruptError: if any byte of it is not what was put.
         """
-        return b"".join(list(self._retrieve.content(self._retrieve.open(digest, kind))))
+        return self._retrieve.content_bytes(self._retrieve.open(digest, kind))
 
     def get_file(self, digest: Digest, out: str | Path, *, overwrite: bool = False) -> None:
         """Writes a blob (or the bytes of another object) to a file, complete and proven or not at all.
@@ -313,7 +307,7 @@ class Archive:
     def contains(self, digest: Digest, kind: Kind | None = None) -> bool:
         """Whether an object is there (as that kind)."""
         if kind is not None:
-            return self._store.find_object(bytes(digest), kind.number) is not None
+            return self._store.find_object(bytes(digest), kind) is not None
         return bool(self._store.kinds(bytes(digest)))
 
     def stat(self, digest: Digest) -> ObjectInfo:
@@ -322,10 +316,10 @@ class Archive:
         Raises:
             NotFoundError: if it is not there.
         """
-        kinds = tuple(Kind.of(number) for number in self._store.kinds(bytes(digest)))
+        kinds = tuple(self._store.kinds(bytes(digest)))
         opened = [self._retrieve.open(digest, kind) for kind in kinds] or [self._retrieve.open(digest, None)]
         chunks = {chunk.digest for each in opened for chunk in each.body.chunks}
-        wheres = [self._store.find_object(bytes(digest), kind.number) for kind in kinds]
+        wheres = [self._store.find_object(bytes(digest), kind) for kind in kinds]
         wheres += [self._store.find_chunk(chunk) for chunk in chunks]
         stored = sum(RECORD_HEADER_SIZE + where.stored for where in wheres if where)
         links = tuple(sorted({link for each in opened for link in each.body.links}))
@@ -338,9 +332,9 @@ class Archive:
     def objects(self, kind: Kind | None = None) -> Iterator[ObjectInfo]:
         """Every object (of a kind), in the order of digests."""
         seen: Digest | None = None
-        for raw, number in self._store.objects():
+        for raw, found in self._store.objects():
             digest = Digest(raw)
-            if (kind is None or number == kind.number) and digest != seen:
+            if (kind is None or found == kind) and digest != seen:
                 seen = digest
                 yield self.stat(digest)
 
@@ -356,7 +350,7 @@ class Archive:
             raise InvalidInputError(f"{text!r} has {len(digits)} hex digits; type at least {MIN_PREFIX_HEX}")
         first, last = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
         rows = self._store.objects(first, last, 64)
-        fitting = sorted({raw for raw, number in rows if kind is None or number == kind.number})
+        fitting = sorted({raw for raw, found in rows if kind is None or found == kind})
         if not fitting:
             raise NotFoundError(f"no {kind or 'object'} here begins with {text}; see csf ls")
         if len(fitting) > 1:
@@ -384,45 +378,3 @@ def _as_tree(data: bytes) -> Tree:
         return decode_tree(data, Digest.of(data))
     except CorruptError as error:
         raise InvalidInputError(f"these bytes are no tree: {error}") from error
-
-
-def _make(fs: FileSystem, path: Path) -> bool:
-    """Makes the directories and the marker; False if another process was first."""
-    with storage_errors(path):
-        if path.exists() and (not path.is_dir() or any(not _ours(each.name) for each in path.iterdir())):
-            raise InvalidInputError(f"{path} is not empty and not an archive; choose another directory")
-        fs.mkdir(path / SEGMENTS)
-        fs.fsync_directory(path)
-        fs.fsync_directory(path.absolute().parent)
-        marker = {"format": "csf", "version": FORMAT_VERSION, "archive": secrets.token_hex(ID_SIZE)}
-        return write_new(fs, path / MARKER, rfc8785.dumps(marker) + b"\n")
-
-
-def _ours(name: str) -> bool:
-    return name in (SEGMENTS, MARKER) or (name.startswith(f".{MARKER}.") and name.endswith(".tmp"))
-
-
-def _read_marker(fs: FileSystem, path: Path) -> bytes:
-    marker = path / MARKER
-    if not marker.exists():
-        raise NotFoundError(f"{path} is not a CSF archive; run csf init there, or name another with --archive")
-    with storage_errors(marker):
-        fd = fs.open(marker, os.O_RDONLY)
-        try:
-            data = read_exact(fs, fd, _MARKER_LIMIT, 0)
-        finally:
-            fs.close(fd)
-    try:
-        document = json.loads(data)
-        if document["format"] != "csf" or type(document["version"]) is not int:
-            raise ValueError("its format is not csf")
-        archive = bytes.fromhex(document["archive"])
-        if len(archive) != ID_SIZE:
-            raise ValueError(f"its archive id has {len(archive)} bytes")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{marker}: {error}; every segment header holds the archive id to restore it from"
-        ) from error
-    if document["version"] != FORMAT_VERSION:
-        raise InvalidInputError(f"{path} has format version {document['version']}; this program reads {FORMAT_VERSION}")
-    return archive

@@ -1,8 +1,8 @@
 """Verification: read everything again and say by name what is not as it was written.
 
-Three sights of the same archive must agree: the segments byte by byte, the index (what was acknowledged), and the ledger
-(what must be kept). A segment's own end may be torn by a crash; it is damage only where the index or the ledger knows
-that something acknowledged was there.
+Three sights of the same archive must agree: the segments byte by byte, the index (what was acknowledged), and the
+ledger (what must be kept). A segment's own end may be torn by a crash; it is damage only where the index or the ledger
+knows that something acknowledged was there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from csf_store.digest import Digest
 from csf_store.durable import read_exact, storage_errors
 from csf_store.errors import CorruptError, CsfError
 from csf_store.framing import (
-    RECORD_HEADER_SIZE,
     SEGMENT_HEADER_SIZE,
     FooterEntry,
     FramingError,
@@ -86,6 +85,7 @@ class Check:
         self._progress = progress
         self._findings: list[Finding] = []
         self._notes: list[str] = []
+        self._chunks: set[bytes] = set()
         self._segments = self._objects = self._bytes = 0
 
     def _report(self) -> VerifyReport:
@@ -111,7 +111,18 @@ class Check:
         roots = self._ledger_roots()
         every = [Digest(raw) for raw, _ in self._store.objects()]
         self._closure([*roots, *every], deep=deep)
+        if deep:
+            self._orphans()
         return self._report()
+
+    def _orphans(self) -> None:
+        """Chunks that no object lists: an interrupted put left them, and the next put will build on them."""
+        for digest in self._store.chunk_digests():
+            if digest not in self._chunks:
+                try:
+                    self._bytes += self._retrieve.check_chunk(digest)
+                except CsfError as error:
+                    self._findings.append(Finding(str(error).removeprefix(f"{Digest(digest)}: "), Digest(digest)))
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
@@ -162,20 +173,34 @@ class Check:
     def _index_against(self, valid: dict[str, set[FooterEntry]]) -> None:
         """Everything the index calls stored must be among what the segments were just seen to hold."""
         for digest in self._store.chunk_digests():
-            self._known(digest, 0, self._store.find_chunk(digest), valid)
+            self._known(digest, None, self._store.find_chunk(digest), valid)
         for digest, kind in self._store.objects():
             self._known(digest, kind, self._store.find_object(digest, kind), valid)
 
-    def _known(self, digest: bytes, kind: int, where: Location | None, valid: dict[str, set[FooterEntry]]) -> None:
+    def _known(
+        self, digest: bytes, kind: Kind | None, where: Location | None, valid: dict[str, set[FooterEntry]]
+    ) -> None:
         if where is None:
             return
         name = self._store.segment_name(where.segment)
         record_type = RecordType.OBJECT if kind else RecordType.CHUNK
-        entry = FooterEntry(where.offset, where.stored, where.raw, record_type, kind, where.codec, digest)
-        if entry not in valid.get(name, set()):
-            end = where.offset + RECORD_HEADER_SIZE + where.stored
+        entry = FooterEntry(
+            where.offset, where.stored, where.raw, record_type, kind.number if kind else 0, where.codec, digest
+        )
+        if entry in valid.get(name, set()):
+            return
+        try:
+            header = self._store.read(where, digest).header  # it may have been added after the segment was scanned
+            if (header.type, header.kind, header.raw_length, header.codec) != (
+                record_type,
+                entry.kind,
+                where.raw,
+                where.codec,
+            ):
+                raise CorruptError("the index describes the record wrongly; delete index.sqlite, it is rebuilt")
+        except CsfError as error:
             self._findings.append(
-                Finding(f"the record of {end - where.offset} bytes is damaged", Digest(digest), name, where.offset)
+                Finding(str(error).removeprefix(f"{Digest(digest)}: "), Digest(digest), name, where.offset)
             )
 
     # -- objects -----------------------------------------------------------------------------------------------------
@@ -199,10 +224,10 @@ class Check:
             kinds = self._store.kinds(bytes(digest))
             if not kinds:
                 self._findings.append(Finding("it is needed and is in no segment", digest))
-            for number in kinds:
+            for kind in kinds:
                 self._objects += 1
                 try:
-                    links = self._object(digest, Kind.of(number), deep=deep)
+                    links = self._object(digest, kind, deep=deep)
                 except CsfError as error:
                     self._findings.append(Finding(str(error).removeprefix(f"{digest}: "), digest))
                     continue
@@ -212,6 +237,7 @@ class Check:
 
     def _object(self, digest: Digest, kind: Kind, *, deep: bool) -> tuple[Digest, ...]:
         found = self._retrieve.open(digest, kind)
+        self._chunks.update(chunk.digest for chunk in found.body.chunks)
         for chunk in found.body.chunks:
             where = self._store.find_chunk(chunk.digest)
             if where is None or where.raw != chunk.length:

@@ -1,8 +1,8 @@
 """The index: digest -> segment, offset, length. A cache in SQLite; deleting it at any time loses nothing.
 
 Lookups go through B-trees, so opening costs the same with a million chunks as with ten. Every row carries a CRC of
-itself, because SQLite does not notice a flipped bit; a row that does not fit its CRC, an index of another archive and
-a file that SQLite can not read are all the same thing: ``IndexUnusableError``, and the store rebuilds it.
+itself, because SQLite does not notice a flipped bit. A row that does not fit its CRC, an index of another archive and
+a file that SQLite can not read are all the same: ``IndexUnusableError``, and the store rebuilds it.
 
 ``lost`` remembers records that the index knew and the segments no longer hold, so that a segment cut short or removed is
 reported instead of forgotten.
@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from csf_store.framing import FooterEntry, RecordType
+from csf_store.errors import StorageError
+from csf_store.framing import RECORD_HEADER_SIZE, FooterEntry, RecordType
 
 _SCHEMA_VERSION: Final = 1
 _BUSY_SECONDS: Final = 60.0
@@ -39,6 +40,14 @@ CREATE TABLE lost(
   digest BLOB NOT NULL, kind INTEGER NOT NULL, segment TEXT NOT NULL, offset INTEGER NOT NULL,
   PRIMARY KEY(digest, kind)) WITHOUT ROWID;
 """
+_STORAGE_TROUBLE: Final = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_READONLY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PERM",
+)
 _CRC: Final = struct.Struct("<32sBQQQQB")
 
 
@@ -133,6 +142,10 @@ class Index:
                 with contextlib.suppress(sqlite3.Error):
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
+                if getattr(error, "sqlite_errorname", "").startswith(_STORAGE_TROUBLE):
+                    raise StorageError(
+                        f"the index can not be written ({error}); free space or check permissions, then try again"
+                    ) from error
                 raise IndexUnusableError(str(error)) from error
 
     def close(self) -> None:
@@ -189,7 +202,7 @@ class Index:
         """Every segment the index knows, by name."""
         with self._guard():
             rows = self._db.execute("SELECT id, name, end, size, mtime, sealed FROM segments").fetchall()
-        return {row[1]: SegmentState(*row[:5], sealed=bool(row[5])) for row in rows}
+        return {row[1]: SegmentState(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
 
     def segment_id(self, name: str) -> int:
         """The row number of a segment, made if it has none."""
@@ -200,11 +213,16 @@ class Index:
             found: int = self._db.execute("SELECT id FROM segments WHERE name=?", (name,)).fetchone()[0]
         return found
 
-    def add(self, states: Iterable[SegmentState], records: Iterable[tuple[int, FooterEntry]]) -> None:
-        """Takes in durable records (segment row, entry) and what is now known of their segments, in one transaction."""
+    def add(self, states: Iterable[SegmentState], records: Iterable[tuple[str, FooterEntry]]) -> None:
+        """Takes in durable records (segment name, entry) and what is now known of their segments, in one transaction.
+
+        Segments go by name here, not by row: the index may have been rebuilt since the records were written.
+        """
         chunks, objects = [], []
-        for segment, entry in records:
-            where = Location(segment, entry.offset, entry.stored_length, entry.raw_length, entry.codec)
+        states = list(states)
+        rows = {state.name: self.segment_id(state.name) for state in states}
+        for name, entry in records:
+            where = Location(rows[name], entry.offset, entry.stored_length, entry.raw_length, entry.codec)
             if entry.type == RecordType.CHUNK:
                 chunks.append((entry.digest, *where, _crc(entry.digest, 0, where)))
             else:
@@ -216,14 +234,14 @@ class Index:
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=0", [(row[0],) for row in chunks])
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=?", [row[:2] for row in objects])
             self._db.executemany(
-                "UPDATE segments SET end=max(end, ?), size=?, mtime=?, sealed=max(sealed, ?) WHERE id=?",
-                [(state.end, state.size, state.mtime, int(state.sealed), state.id) for state in states],
+                "UPDATE segments SET end=max(end, ?), size=?, mtime=?, sealed=max(sealed, ?) WHERE name=?",
+                [(state.end, state.size, state.mtime, int(state.sealed), state.name) for state in states],
             )
             self._db.execute("COMMIT")
 
     def lose(self, segment: SegmentState, size: int) -> None:
         """Moves every record of a segment that lies beyond its present size to the list of what is lost."""
-        beyond = "segment=? AND offset + stored + 128 > ?"
+        beyond = f"segment=? AND offset + stored + {RECORD_HEADER_SIZE} > ?"
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
             for table, kind in (("chunks", "0"), ("objects", "kind")):

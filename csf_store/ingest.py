@@ -185,7 +185,7 @@ class Ingest:
                 progress(prepared.raw_length)
         digest = Digest(whole.digest())
         body = ObjectBody(Form.CHUNKED, plan.layout, plan.header_length, ordered, tuple(chunks), b"")
-        return self._put_object(digest, kind, source.size, body, 0, written)
+        return self._put_object(digest, kind, body, size=source.size, codec=0, written=written)
 
     def _pieces(self, source: Source, plan: Plan, whole: blake3) -> Iterator[tuple[Buffer, Hint]]:
         for cut in plan.cuts:
@@ -211,13 +211,15 @@ class Ingest:
     def _put_inline(self, data: Buffer, kind: Kind, links: tuple[Digest, ...]) -> Stored:
         codec, stored = encode(data, Hint())
         body = ObjectBody(Form.INLINE, Layout.PLAIN, 0, links, (), bytes(stored))
-        return self._put_object(Digest.of(data), kind, len(data), body, codec, 0)
+        return self._put_object(Digest.of(data), kind, body, size=len(data), codec=codec, written=0)
 
-    def _put_object(self, digest: Digest, kind: Kind, size: int, body: ObjectBody, codec: int, written: int) -> Stored:
-        known = self._store.find_object(bytes(digest), kind.number)
+    def _put_object(
+        self, digest: Digest, kind: Kind, body: ObjectBody, *, size: int, codec: int, written: int
+    ) -> Stored:
+        known = self._store.find_object(bytes(digest), kind)
         payload = pack_object(body)
         if known is None:
-            written += self._store.append(object_header(digest, kind.number, codec, size, payload), payload)
+            written += self._store.append(object_header(digest, kind, codec, size, payload), payload)
         elif body.links and links_of(self._store.read(known, bytes(digest)).payload) != body.links:
             raise ConflictError(
                 f"{digest} is stored as a {kind} with other links; the same document must link the same"

@@ -1,12 +1,13 @@
 """The ledger: append-only JSON lines, the only truth for pins and refs.
 
-Every line is RFC 8785 JSON with ``event``, ``seq``, ``time``, ``prev`` and the event's own fields. ``prev`` is the RFC 9162
-leaf hash of the line before, so an altered line is found where it is, and the leaf hashes make a Merkle tree whose root
-stands for the whole. Times are RFC 3339 UTC with microseconds and never decrease; the sequence number gives the order.
+Every line is RFC 8785 JSON with ``event``, ``seq``, ``time``, ``prev`` and the event's own fields. ``prev`` is the RFC
+9162 leaf hash of the line before, so an altered line is found where it is, and the leaf hashes make a Merkle tree whose
+root stands for the whole. Times are RFC 3339 UTC with microseconds and never decrease; the sequence number gives the
+order.
 
-One append lock (``flock`` on ``ledger.lock``) orders writers across processes. Readers take no lock: a line counts when its
-newline is there. A last line without one was cut short by a crash; the next writer completes it if it is whole, and moves
-it aside to ``ledger.torn-*`` if it is not.
+One append lock (``flock`` on ``ledger.lock``) orders writers across processes. Readers take no lock: a line counts when
+its newline is there. A last line without one was cut short by a crash; the next writer completes it if it is whole, and
+moves it aside to ``ledger.torn-*`` if it is not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from csf_store.errors import ConflictError, CorruptError, InvalidInputError, Not
 from csf_store.ledger_state import LedgerState, Pin, RefMove, check_event
 from csf_store.merkle import HASH_SIZE, Frontier, leaf_hash
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 LEDGER: Final = "ledger.jsonl"
 LOCK: Final = "ledger.lock"
 GENESIS_EVENT: Final = "archive.created"
@@ -104,7 +105,7 @@ class Ledger:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _catch_up(self) -> None:
-        """Reads the complete lines that were added since the last look. Own unwritten lines come later by themselves."""
+        """Reads the complete lines that were added since the last look."""
         if self._transaction is not None:
             return
         try:
@@ -312,7 +313,7 @@ class Ledger:
         now = max(datetime.now(UTC).strftime(_TIME), self._last.time)
         try:
             line = rfc8785.dumps(
-                {**fields, "event": event, "seq": len(self._starts), "time": now, "prev": self._last.leaf.hex()}  # type: ignore[dict-item]
+                {**fields, "event": event, "seq": len(self._starts), "time": now, "prev": self._last.leaf.hex()}
             )
         except rfc8785.CanonicalizationError as error:
             raise InvalidInputError(f"event {event!r} can not be written as canonical JSON: {error}") from error
@@ -330,7 +331,7 @@ class LedgerTransaction:
 
     def append(self, event: str, **fields: JSON) -> LedgerEntry:
         """Drafts one event; it is written when the block ends."""
-        line, entry = self._ledger._draft(event, fields)  # noqa: SLF001 - two halves of one class
+        line, entry = self._ledger._draft(event, fields)
         self.lines.append(line)
         return entry
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from csf_store.digest import Digest
 from csf_store.errors import CorruptError, InvalidInputError
 
-_JSON: TypeAlias = "None | bool | int | float | str | Sequence[_JSON] | Mapping[str, _JSON]"
+_JSON: TypeAlias = "bool | int | float | str | Sequence[_JSON] | Mapping[str, _JSON] | None"
 
 
 class Pin(NamedTuple):

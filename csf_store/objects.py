@@ -55,13 +55,13 @@ class Kind(StrEnum):
         Raises:
             FramingError: if there is none.
         """
-        for kind, known in _NUMBERS.items():
-            if known == number:
-                return kind
-        raise FramingError(f"unknown object kind {number}")
+        if number not in KINDS:
+            raise FramingError(f"unknown object kind {number}")
+        return KINDS[number]
 
 
 _NUMBERS: Final = {Kind.BLOB: 1, Kind.TREE: 2, Kind.MANIFEST: 3, Kind.RECORD: 4}
+KINDS: Final = {number: kind for kind, number in _NUMBERS.items()}
 
 
 class Form(IntEnum):

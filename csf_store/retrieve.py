@@ -16,7 +16,7 @@ from blake3 import blake3
 from csf_store.codecs import CodecError, codec
 from csf_store.digest import Buffer, Digest
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
-from csf_store.framing import FramingError, RecordHeader, RecordType
+from csf_store.framing import CHUNK_SIZE, FramingError, RecordHeader, RecordType
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
 from csf_store.safetensors_layout import SafetensorsHeader, parse_header
@@ -57,23 +57,34 @@ class Retrieve:
             NotFoundError: if there is none of that kind.
         """
         raw = bytes(digest)
-        numbers = [kind.number] if kind else self._store.kinds(raw)
-        where = self._store.find_object(raw, numbers[0]) if numbers else None
+        kinds = [kind] if kind else self._store.kinds(raw)
+        where = self._store.find_object(raw, kinds[0]) if kinds else None
         if where is None:
             raise NotFoundError(f"{digest} is not in this archive{f' as a {kind}' if kind else ''}; see csf ls")
         record = self._store.read(where, raw)
         header = record.header
         place = self._store.directory / self._store.segment_name(where.segment)
         try:
-            if header.type != RecordType.OBJECT or header.kind != numbers[0]:
+            if header.type != RecordType.OBJECT or header.kind != kinds[0].number:
                 raise FramingError("the record is not the object the index says")
             body = unpack_object(bytes(record.payload), header.raw_length)
-            return OpenObject(digest, Kind.of(header.kind), header.raw_length, header.codec, body)
+            return OpenObject(digest, kinds[0], header.raw_length, header.codec, body)
         except FramingError as error:
             raise damage(place, where.offset, str(error), digest) from error
 
+    def content_bytes(self, found: OpenObject) -> bytes:
+        """The whole content, proven."""
+        if found.body.form == Form.INLINE:
+            return b"".join(self.content(found))
+        data = bytearray(found.size)
+        for _ in self._pipeline.ordered(self._decode, self._parts(found.body, 0, memoryview(data))):
+            pass
+        if Digest.of(data) != found.digest:
+            self._name_culprit(found)
+        return bytes(data)
+
     def content(self, found: OpenObject) -> Iterator[memoryview]:
-        """The content in pieces. Only when the last piece was taken without an error is it proven.
+        """The content in pieces, each good until the next is taken. Only when all were taken is it proven.
 
         Raises:
             CorruptError: if a record is damaged, or the whole does not hash to the digest.
@@ -94,10 +105,17 @@ class Retrieve:
                 raise CorruptError(f"{found.digest}: its inline content can not be decoded: {error}") from error
             yield out
             return
-        parts = (
-            _Part(chunk.digest, chunk.length, 0, memoryview(bytearray(chunk.length))) for chunk in found.body.chunks
-        )
-        yield from self._pipeline.ordered(self._decode, parts)
+        # Fresh memory is what costs time: a buffer goes round as soon as its piece was taken.
+        spare: list[memoryview] = []
+
+        def parts() -> Iterator[_Part]:
+            for chunk in found.body.chunks:
+                buffer = spare.pop() if spare else memoryview(bytearray(min(CHUNK_SIZE, found.size)))
+                yield _Part(chunk.digest, chunk.length, 0, buffer[: chunk.length])
+
+        for piece in self._pipeline.ordered(self._decode, parts()):
+            yield piece
+            spare.append(memoryview(piece.obj))
 
     def _name_culprit(self, found: OpenObject) -> None:
         """The whole does not hash to its digest: find the chunk that does not, or blame the chunk list."""
@@ -135,13 +153,16 @@ class Retrieve:
     def _decode_checked(self, part: _Part) -> memoryview:
         target = part.out if len(part.out) == part.length else memoryview(bytearray(part.length))
         self._decode(part._replace(start=0, out=target))
+        self._check_decoded(part, target)
+        if target is not part.out:
+            part.out[:] = target[part.start : part.start + len(part.out)]
+        return part.out
+
+    def _check_decoded(self, part: _Part, target: memoryview) -> None:
         if blake3(target).digest() != part.digest:
             where = self._store.find_chunk(part.digest)
             place = f"segment {self._store.segment_name(where.segment)} at offset {where.offset}" if where else "?"
             raise CorruptError(f"{Digest(part.digest)}: {place}: decodes to other bytes; put its file again")
-        if target is not part.out:
-            part.out[:] = target[part.start : part.start + len(part.out)]
-        return part.out
 
     def _decode(self, part: _Part) -> memoryview:
         """Decodes a whole chunk into ``part.out``; the stored bytes are checked, the decoded ones are not yet."""
@@ -155,6 +176,13 @@ class Retrieve:
         except (CodecError, FramingError) as error:
             raise damage(place, where.offset, str(error), Digest(part.digest)) from error
         return part.out
+
+    def check_chunk(self, digest: bytes) -> int:
+        """Decodes a chunk and hashes it; returns its length."""
+        where = self._store.find_chunk(digest)
+        length = where.raw if where and where.raw <= CHUNK_SIZE else 0
+        self._decode_checked(_Part(digest, length, 0, memoryview(bytearray(length))))
+        return length
 
     def header(self, found: OpenObject) -> SafetensorsHeader:
         """The header of a safetensors blob.

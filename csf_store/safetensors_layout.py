@@ -1,9 +1,9 @@
 """What a safetensors file promises, checked in full before a byte of it is stored.
 
-The format: a u64 header length, a JSON header that maps each tensor to dtype, shape and ``data_offsets``, then the data,
-without holes or overlaps, to the last byte. A file that breaks its promise is refused as a whole. From the checked header
-follow the cuts: the header is cut on its own, and every tensor from its own start, so that the same tensor in another
-file, shard or order has the same chunks.
+The format: a u64 header length, a JSON header that maps each tensor to dtype, shape and ``data_offsets``, then the
+data, without holes or overlaps, to the last byte. A file that breaks its promise is refused as a whole. From the
+checked header follow the cuts: the header is cut on its own, and every tensor from its own start, so that the same
+tensor in another file, shard or order has the same chunks.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _metadata(document: object) -> dict[str, str]:
 
 def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if len(entry) == 3:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)], **others} if not others:
             pass
         case _:
             raise InvalidInputError(f"tensor {name!r} is not described by dtype, shape and two data_offsets")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import weakref
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -101,10 +102,12 @@ class SegmentReader:
         self._id = segment_id_of(path.name) or b""
         with storage_errors(path):
             self._fd = fs.open(path, os.O_RDONLY)
+        # Readers are shared between threads and dropped from a cache, so the last reference closes the file.
+        self._finalizer = weakref.finalize(self, fs.close, self._fd)
         try:
             self._check(archive_id, sealed=sealed)
         except BaseException:
-            fs.close(self._fd)
+            self._finalizer()
             raise
 
     def _check(self, archive_id: bytes, *, sealed: bool) -> None:
@@ -146,7 +149,7 @@ class SegmentReader:
 
     def close(self) -> None:
         """Lets go of the file."""
-        self._fs.close(self._fd)
+        self._finalizer()
 
 
 def damage(path: Path, offset: int, what: str, digest: Digest | None = None) -> CorruptError:
@@ -236,7 +239,6 @@ class SegmentWriter:
             try:
                 head = unpack_record_header(self._id, read_exact(self._fs, self._fd, RECORD_HEADER_SIZE, offset))
             except FramingError as error:
-                self._failed = True
                 raise damage(self.path, offset, str(error)) from error
             table += pack_footer_entry(
                 FooterEntry(offset, head.stored_length, head.raw_length, head.type, head.kind, head.codec, head.digest)

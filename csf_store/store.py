@@ -28,6 +28,7 @@ from csf_store.framing import (
     RecordType,
 )
 from csf_store.index import Index, IndexUnusableError, Location, Lost, SegmentState, remove
+from csf_store.objects import KINDS, Kind
 from csf_store.recovery import entry_of, scan
 from csf_store.segment import Record, SegmentReader, SegmentWriter, read_footer, segment_id_of, stored_hash
 
@@ -52,12 +53,12 @@ class Store:
         self._readers: OrderedDict[int, SegmentReader] = OrderedDict()
         self._writer: SegmentWriter | None = None
         self._writer_row = 0
-        self._pending: list[tuple[int, FooterEntry]] = []
+        self._pending: list[tuple[str, FooterEntry]] = []
         self._pending_at: dict[tuple[bytes, int], Location] = {}
         self._sealed: list[SegmentState] = []
         self._index = self._open_index()
         self.names: dict[int, SegmentState] = {}
-        self._using_index(lambda index: self._reconcile(index))
+        self._using_index(self._reconcile)
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
@@ -87,10 +88,11 @@ class Store:
 
     def _using_index(self, action: Callable[[Index], _T]) -> _T:
         """Runs ``action``; an index that proves unusable is thrown away, rebuilt, and asked once more."""
+        index = self._index
         try:
-            return action(self._index)
+            return action(index)
         except IndexUnusableError:
-            self.rebuild_index()
+            self._rebuild_index(index)
             try:
                 return action(self._index)
             except IndexUnusableError as error:
@@ -98,9 +100,11 @@ class Store:
                     f"{self._root / INDEX}: {error}, even after a rebuild; check the device, then delete the file"
                 ) from error
 
-    def rebuild_index(self) -> None:
-        """Throws the index away and reads it back from the segments."""
+    def _rebuild_index(self, unusable: Index) -> None:
+        """Throws an index away and reads it back from the segments, unless another thread did so meanwhile."""
         with self._lock, self._index_lock():
+            if self._index is not unusable:
+                return
             self._index.close()
             remove(self._root / INDEX)
             self._index = Index(self._root / INDEX, self.archive_id)
@@ -143,7 +147,7 @@ class Store:
             finally:
                 self.fs.close(fd)
         state = SegmentState(row, name, end, size, found.mtime_ns if size == found.size else 0, sealed)
-        index.add([state], [(row, record) for record in records])
+        index.add([state], [(name, record) for record in records])
 
     def _contents(self, fd: int, segment_id: bytes, start: int, size: int) -> tuple[list[FooterEntry], int, bool]:
         if start == SEGMENT_HEADER_SIZE:
@@ -162,19 +166,20 @@ class Store:
             waiting = self._pending_at.get((digest, 0))
         return waiting or self._using_index(lambda index: index.chunk(digest))
 
-    def find_object(self, digest: bytes, kind: int) -> Location | None:
+    def find_object(self, digest: bytes, kind: Kind) -> Location | None:
         """Where an object is, counting what this process wrote and has not committed."""
         with self._lock:
-            waiting = self._pending_at.get((digest, kind))
-        return waiting or self._using_index(lambda index: index.object(digest, kind))
+            waiting = self._pending_at.get((digest, kind.number))
+        return waiting or self._using_index(lambda index: index.object(digest, kind.number))
 
-    def kinds(self, digest: bytes) -> list[int]:
-        """As which kinds a digest is known."""
-        return self._using_index(lambda index: index.kinds(digest))
+    def kinds(self, digest: bytes) -> list[Kind]:
+        """As which kinds a digest is known. A kind that a newer version added is passed over."""
+        return [Kind.of(number) for number in self._using_index(lambda index: index.kinds(digest)) if number in KINDS]
 
-    def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, int]]:
+    def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, Kind]]:
         """Digest and kind of the objects between two digests."""
-        return self._using_index(lambda index: index.objects(first, last, limit))
+        rows = self._using_index(lambda index: index.objects(first, last, limit))
+        return [(digest, Kind.of(number)) for digest, number in rows if number in KINDS]
 
     def chunk_digests(self) -> list[bytes]:
         """Every chunk the index knows."""
@@ -214,8 +219,7 @@ class Store:
             reader = SegmentReader(self.fs, self.directory / name, self.archive_id, sealed=self.names[row].sealed)
             self._readers[row] = reader
             if len(self._readers) > _OPEN_READERS:
-                # Not closed here: another thread may be reading through it; the last reference closes it.
-                self._readers.popitem(last=False)
+                self._readers.popitem(last=False)  # not closed: another thread may be reading; its last reference does
             return reader
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ class Store:
                 self._abandon()
                 raise
             entry = entry_of(header, offset)
-            self._pending.append((self._writer_row, entry))
+            self._pending.append((writer.path.name, entry))
             where = Location(self._writer_row, offset, header.stored_length, header.raw_length, header.codec)
             self._pending_at[header.digest, header.kind if header.type == RecordType.OBJECT else 0] = where
             if writer.length >= self._seal_at:
@@ -253,13 +257,18 @@ class Store:
             pending = self._pending
             self._pending, self._pending_at, self._sealed = [], {}, []
             self._using_index(lambda index: index.add(states, pending))
+            self.names.clear()  # asked again when next needed: a segment may have been sealed
 
     def _state_of(self, writer: SegmentWriter, found: FileStat, *, sealed: bool) -> SegmentState:
         return SegmentState(self._writer_row, writer.path.name, writer.length, found.size, found.mtime_ns, sealed)
 
     def _seal(self, writer: SegmentWriter) -> None:
-        found = writer.seal()
-        self._sealed.append(self._state_of(writer, found, sealed=True))
+        """Ends a full segment. A damaged one stays unsealed: its sound records, ours among them, are still good."""
+        try:
+            state = self._state_of(writer, writer.seal(), sealed=True)
+        except CorruptError:
+            state = self._state_of(writer, writer.sync(), sealed=False)
+        self._sealed.append(state)
         writer.close()
         self._writer = None
 
@@ -288,14 +297,19 @@ class Store:
             writer = SegmentWriter.resume(self.fs, path)
             if writer is None:
                 continue
-            if self._whole(path, state, writer.length):
+            if self._whole(path, writer.length):
                 return writer
             writer.close()
         return None
 
-    def _whole(self, path: Path, state: SegmentState, length: int) -> bool:
-        """Whether every byte is accounted for by the index, now that nobody else writes. Opens anew to check the head."""
-        if length != state.end:
+    def _whole(self, path: Path, length: int) -> bool:
+        """Whether the index accounts for every byte, now that nobody else writes."""
+        found = self.fs.scan(self.directory)[path.name]
+        state = self.segments()[path.name]
+        if length != state.end:  # its last writer added records after we looked, or left a torn tail
+            self._using_index(lambda index: self._take_in(index, path.name, state, found))
+            state = self.segments()[path.name]
+        if length != state.end or state.sealed:
             return False
         try:
             SegmentReader(self.fs, path, self.archive_id, sealed=False).close()
@@ -306,8 +320,6 @@ class Store:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _drop_readers(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
         self._readers.clear()
 
     def close(self) -> None:
@@ -328,6 +340,6 @@ def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer) -> 
     return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored))
 
 
-def object_header(digest: Digest, kind: int, codec: int, size: int, payload: Buffer) -> RecordHeader:
+def object_header(digest: Digest, kind: Kind, codec: int, size: int, payload: Buffer) -> RecordHeader:
     """The header of an object record."""
-    return RecordHeader(RecordType.OBJECT, codec, kind, size, len(payload), bytes(digest), stored_hash(payload))
+    return RecordHeader(RecordType.OBJECT, codec, kind.number, size, len(payload), bytes(digest), stored_hash(payload))

@@ -80,8 +80,11 @@ def encode_tree(entries: Iterable[TreeEntry]) -> bytes:
         if not 0 <= entry.size <= _MAX_SIZE:
             raise InvalidInputError(f"{entry.path}: a size of {entry.size} bytes is impossible")
     _check_names([entry.path for entry in ordered])
-    rows = [[entry.path, str(entry.blob), entry.size, entry.executable] for entry in ordered]
-    return rfc8785.dumps({"v": _VERSION, "entries": rows})
+    rows: list[list[str | int | bool]] = [
+        [entry.path, str(entry.blob), entry.size, entry.executable] for entry in ordered
+    ]
+    document: dict[str, int | list[list[str | int | bool]]] = {"v": _VERSION, "entries": rows}
+    return rfc8785.dumps(document)
 
 
 def _check_names(paths: list[str]) -> None:

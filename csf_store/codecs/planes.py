@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,12 @@ from csf_store.digest import Buffer
 
 _HEAD: Final = struct.Struct("<B3sI")
 _BLOCK: Final = 1 << 15
-_UNSIGNED: Final = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_UNSIGNED: Final[dict[int, np.dtype[np.unsignedinteger[Any]]]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -103,9 +108,9 @@ class PlanesCodec:
         width = hint.float_width if hint.float_width in _UNSIGNED else 1
         count = len(raw) // width
         planes = _split(raw, width, count)
-        top = compress_frame(memoryview(planes[0]), _huffman_only())
+        top = compress_frame(planes[0].data, _huffman_only())
         tail = memoryview(raw)[count * width :]
-        return b"".join([_HEAD.pack(width, bytes(3), len(top)), top, *map(memoryview, planes[1:]), tail])
+        return b"".join([_HEAD.pack(width, bytes(3), len(top)), top, *(plane.data for plane in planes[1:]), tail])
 
     def decode_into(self, stored: Buffer, out: memoryview) -> None:
         """Decompresses the top plane and joins, in place."""

@@ -12,11 +12,11 @@ class RawCodec:
     number = 0
     name = "raw"
 
-    def accepts(self, raw: Buffer, hint: Hint) -> bool:
+    def accepts(self, raw: Buffer, hint: Hint) -> bool:  # noqa: ARG002 - the protocol
         """Always possible."""
         return True
 
-    def encode(self, raw: Buffer, hint: Hint) -> Buffer:
+    def encode(self, raw: Buffer, hint: Hint) -> Buffer:  # noqa: ARG002 - the protocol
         """Returns ``raw``."""
         return raw
 

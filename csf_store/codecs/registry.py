@@ -62,7 +62,7 @@ def choose(raw: Buffer, hint: Hint) -> Codec:
 
 
 def encode(raw: Buffer, hint: Hint) -> tuple[int, Buffer]:
-    """Encodes with the chosen codec, or raw where that turned out no smaller; returns the codec's number and the bytes."""
+    """Encodes with the chosen codec, or raw where that is no smaller; returns codec number and bytes."""
     chosen = choose(raw, hint)
     stored = chosen.encode(raw, hint)
     return (chosen.number, stored) if len(stored) < len(raw) else (RAW.number, raw)

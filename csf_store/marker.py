@@ -1,0 +1,75 @@
+"""What makes a directory an archive: the ``csf.json`` marker, written last and whole, with the archive's random id.
+
+The id is in every segment header, in the index and in the ledger's first line, so that files of two archives can not be
+mixed up unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+import rfc8785
+
+from csf_store.durable import FileSystem, read_exact, storage_errors, write_new
+from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
+from csf_store.framing import FORMAT_VERSION, ID_SIZE
+from csf_store.store import SEGMENTS
+
+MARKER: Final = "csf.json"
+_MARKER_LIMIT: Final = 4096
+
+
+def make_archive(fs: FileSystem, path: Path) -> bool:
+    """Makes the directories and the marker; False if another process was first."""
+    with storage_errors(path):
+        if path.exists() and (not path.is_dir() or any(not _ours(each.name) for each in path.iterdir())):
+            raise InvalidInputError(f"{path} is not empty and not an archive; choose another directory")
+        fs.mkdir(path / SEGMENTS)
+        fs.fsync_directory(path)
+        fs.fsync_directory(path.absolute().parent)
+        marker: dict[str, str | int] = {
+            "format": "csf",
+            "version": FORMAT_VERSION,
+            "archive": secrets.token_hex(ID_SIZE),
+        }
+        return write_new(fs, path / MARKER, rfc8785.dumps(marker) + b"\n")
+
+
+def _ours(name: str) -> bool:
+    return name in (SEGMENTS, MARKER) or (name.startswith(f".{MARKER}.") and name.endswith(".tmp"))
+
+
+def read_marker(fs: FileSystem, path: Path) -> bytes:
+    """The id of the archive in a directory.
+
+    Raises:
+        NotFoundError: if it is no archive.
+        CorruptError: if its marker can not be read.
+    """
+    marker = path / MARKER
+    if not marker.exists():
+        raise NotFoundError(f"{path} is not a CSF archive; run csf init there, or name another with --archive")
+    with storage_errors(marker):
+        fd = fs.open(marker, os.O_RDONLY)
+        try:
+            data = read_exact(fs, fd, _MARKER_LIMIT, 0)
+        finally:
+            fs.close(fd)
+    try:
+        document = json.loads(data)
+        if document["format"] != "csf" or type(document["version"]) is not int:
+            raise ValueError("its format is not csf")
+        archive = bytes.fromhex(document["archive"])
+        if len(archive) != ID_SIZE:
+            raise ValueError(f"its archive id has {len(archive)} bytes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{marker}: {error}; every segment header holds the archive id to restore it from"
+        ) from error
+    if document["version"] != FORMAT_VERSION:
+        raise InvalidInputError(f"{path} has format version {document['version']}; this program reads {FORMAT_VERSION}")
+    return archive
