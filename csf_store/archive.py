@@ -12,7 +12,7 @@ from typing import Final
 
 from csf_store.check import Check, VerifyReport
 from csf_store.digest import MIN_PREFIX_HEX, Buffer, Digest, hex_digits
-from csf_store.directories import Found, list_directory
+from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
 from csf_store.errors import AmbiguousPrefixError, ConflictError, CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import RECORD_HEADER_SIZE
@@ -20,7 +20,7 @@ from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_byt
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
-from csf_store.objects import Kind, ObjectInfo, Stored
+from csf_store.objects import Kind, Layout, ObjectInfo, Stored
 from csf_store.output import write_file, write_tree
 from csf_store.pipeline import Pipeline
 from csf_store.retrieve import OpenObject, Retrieve
@@ -122,10 +122,7 @@ class Archive:
             PickleRefusedError: if it is a pickle and ``allow_pickle`` is not set.
         """
         path = Path(path)
-        if not path.exists():
-            raise NotFoundError(f"{path} does not exist; check the path")
-        if not path.is_file():
-            raise InvalidInputError(f"{path} is not a regular file; csf put takes files and directories")
+        check_regular(path)
         with FileSource(path) as source:
             plan = plan_file(source, allow_pickle=allow_pickle)
             try:
@@ -201,7 +198,7 @@ class Archive:
                 transaction.append("pin", digest=str(digest), kind=str(kind), name=name)
 
     def _is_pinned(self, digest: Digest, kind: Kind, name: str | None) -> bool:
-        return any((pin.digest, pin.kind, pin.name) == (digest, kind, name) for pin in self.ledger.pins())
+        return self.ledger.is_pinned(digest, kind, name)
 
     def unpin(self, digest: Digest) -> None:
         """Stops keeping an object, under whatever names it is pinned.
@@ -229,14 +226,27 @@ class Archive:
         """
         return self._retrieve.content_bytes(self._retrieve.open(digest, kind))
 
-    def get_file(self, digest: Digest, out: str | Path, *, overwrite: bool = False) -> None:
+    def pieces(self, digest: Digest, *, kind: Kind | None = None) -> Iterator[memoryview]:
+        """The content of an object in pieces, each good until the next is taken; all proven before the first is given.
+
+        It is read twice, which is the price of a stream that can not be taken back.
+        """
+        found = self._retrieve.open(digest, kind)
+        for _ in self._retrieve.content(found):
+            pass
+        yield from self._retrieve.content(found)
+
+    def get_file(
+        self, digest: Digest, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    ) -> None:
         """Writes a blob (or the bytes of another object) to a file, complete and proven or not at all.
 
         Raises:
             ConflictError: if ``out`` exists and ``overwrite`` is not set.
         """
         found = self._retrieve.open(digest, None)
-        write_file(self._fs, Path(out), lambda: self._retrieve.content(found), overwrite=overwrite)
+        content = self._retrieve.content
+        write_file(self._fs, Path(out), lambda: _counted(content(found), progress), overwrite=overwrite)
 
     def get_tree(
         self, digest: Digest, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
@@ -325,6 +335,22 @@ class Archive:
         links = tuple(sorted({link for each in opened for link in each.body.links}))
         return ObjectInfo(digest, kinds, opened[0].size, stored, max(len(each.body.chunks) for each in opened), links)
 
+    def content_size(self, digest: Digest) -> int:
+        """Bytes of an object's content; of a tree, of all its files."""
+        if self.contains(digest, Kind.TREE):
+            return self.tree(digest).size
+        return self._retrieve.open(digest, None).size
+
+    def is_safetensors(self, digest: Digest) -> bool:
+        """Whether an object is a blob whose tensors can be read one by one."""
+        return self.contains(digest, Kind.BLOB) and (
+            self._retrieve.open(digest, Kind.BLOB).body.layout == Layout.SAFETENSORS
+        )
+
+    def segment_bytes(self) -> int:
+        """Bytes of all segments together: what a full verification reads."""
+        return sum(state.size for state in self._store.segments().values())
+
     def links(self, digest: Digest) -> tuple[Digest, ...]:
         """The digests an object needs, ascending."""
         return self.stat(digest).links
@@ -359,7 +385,12 @@ class Archive:
         return Digest(fitting[0])
 
     def verify(
-        self, digests: Iterable[Digest] | None = None, *, deep: bool = False, progress: Progress | None = None
+        self,
+        digests: Iterable[Digest] | None = None,
+        *,
+        deep: bool = False,
+        reachable_only: bool = False,
+        progress: Progress | None = None,
     ) -> VerifyReport:
         """Checks the archive, or just some objects and what they need.
 
@@ -367,10 +398,22 @@ class Archive:
             digests: which objects, decoded and hashed as a whole; without it, every byte of every segment, the index,
                 the ledger, and whether everything that is pinned or a ref's target is complete.
             deep: also decode everything and hash it as a whole.
-            progress: called with bytes done.
+            reachable_only: leave out whether objects are complete that no pin and no ref leads to.
+            progress: called with the bytes of each segment done.
         """
         check = Check(self._store, self._retrieve, self.ledger, progress)
-        return check.objects(list(digests)) if digests is not None else check.everything(deep=deep)
+        return (
+            check.objects(list(digests))
+            if digests is not None
+            else check.everything(deep=deep, reachable_only=reachable_only)
+        )
+
+
+def _counted(pieces: Iterator[memoryview], progress: Progress | None) -> Iterator[memoryview]:
+    for piece in pieces:
+        yield piece
+        if progress:
+            progress(len(piece))
 
 
 def _as_tree(data: bytes) -> Tree:

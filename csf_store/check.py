@@ -97,7 +97,7 @@ class Check:
         self._closure(digests, deep=True)
         return self._report()
 
-    def everything(self, *, deep: bool) -> VerifyReport:
+    def everything(self, *, deep: bool, reachable_only: bool) -> VerifyReport:
         """Every byte of every segment; index against segments; ledger; completeness of what must be kept."""
         states = self._store.segments()
         valid: dict[str, set[FooterEntry]] = {}
@@ -109,7 +109,7 @@ class Check:
                 Finding("the record was there once and is gone", Digest(lost.digest), lost.segment, lost.offset)
             )
         roots = self._ledger_roots()
-        every = [Digest(raw) for raw, _ in self._store.objects()]
+        every = [] if reachable_only else [Digest(raw) for raw, _ in self._store.objects()]
         self._closure([*roots, *every], deep=deep)
         if deep:
             self._orphans()

@@ -22,6 +22,33 @@ class Found(NamedTuple):
     size: int
 
 
+def check_regular(path: Path) -> None:
+    """Refuses what is no file (a link to one is followed).
+
+    Raises:
+        NotFoundError: if it is not there.
+        InvalidInputError: if it is something else.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a regular file; csf put takes files and directories")
+
+
+def check_file(path: Path, *, allow_pickle: bool) -> int:
+    """Checks a file as a put would; returns its size.
+
+    Raises:
+        NotFoundError: if it is not there.
+        InvalidInputError: if it is malformed, or no regular file.
+        PickleRefusedError: if it is a pickle and that was not asked for.
+    """
+    check_regular(path)
+    with FileSource(path) as source:
+        plan_file(source, allow_pickle=allow_pickle)
+        return source.size
+
+
 def list_directory(directory: Path, *, allow_pickle: bool) -> list[Found]:
     """The files of a directory in the order of a tree, each checked as a put would.
 

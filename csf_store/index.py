@@ -4,8 +4,8 @@ Lookups go through B-trees, so opening costs the same with a million chunks as w
 itself, because SQLite does not notice a flipped bit. A row that does not fit its CRC, an index of another archive and
 a file that SQLite can not read are all the same: ``IndexUnusableError``, and the store rebuilds it.
 
-``lost`` remembers records that the index knew and the segments no longer hold, so that a segment cut short or removed is
-reported instead of forgotten.
+``lost`` remembers records that the index knew and the segments no longer hold, so that a segment cut short or removed
+is reported instead of forgotten.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import rfc8785
 
+from csf_store.digest import Digest
 from csf_store.durable import FileSystem, read_exact, storage_errors, write_all
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from csf_store.ledger_state import LedgerState, Pin, RefMove, check_event
@@ -209,6 +210,12 @@ class Ledger:
         with self._mutex:
             self._catch_up()
             return tuple(pin for pins in self._state.pins.values() for pin in pins.values())
+
+    def is_pinned(self, digest: Digest, kind: str, name: str | None) -> bool:
+        """Whether a digest is pinned now, as that kind and under that name."""
+        with self._mutex:
+            self._catch_up()
+            return (kind, name) in self._state.pins.get(digest, {})
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

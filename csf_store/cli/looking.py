@@ -1,0 +1,135 @@
+"""``csf ls``, ``csf stat``, ``csf log``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from csf_store.cli.session import Session, Value, human_size, json_option, pass_session
+
+if TYPE_CHECKING:
+    from csf_store.archive import Archive
+    from csf_store.digest import Digest
+
+
+@click.command()
+@click.argument("digest", required=False)
+@click.option("--all", "every", is_flag=True, help="Every object, not just what is pinned.")
+@json_option
+@pass_session
+def ls(session: Session, digest: str | None, *, every: bool) -> None:
+    """List what is pinned; or the files of a tree, the tensors of a safetensors blob, the links of a document.
+
+    Digests of files are what b3sum prints for them.
+
+    \b
+    Examples:
+      csf ls
+      csf ls b3:5e6f7a8b
+    """  # noqa: D301 - \b is for click
+    with session.open() as archive:
+        if digest is not None:
+            _list_object(session, archive, archive.resolve(digest))
+        elif every:
+            for info in archive.objects():
+                kinds = ",".join(info.kinds)
+                fields: dict[str, Value] = {
+                    "digest": str(info.digest), "kind": kinds, "size": info.size, "stored": info.stored,
+                }  # fmt: skip
+                session.item(fields, f"{info.digest}  {human_size(info.size):>10}  {kinds}")
+        else:
+            for pin in archive.pins():
+                size = archive.content_size(pin.digest) if archive.contains(pin.digest) else 0
+                pinned: dict[str, Value] = {
+                    "digest": str(pin.digest), "kind": pin.kind, "path": pin.name, "size": size, "time": pin.time,
+                }  # fmt: skip
+                session.item(pinned, f"{pin.digest}  {human_size(size):>10}  {pin.kind:<8}  {pin.name or ''}")
+
+
+def _list_object(session: Session, archive: Archive, digest: Digest) -> None:
+    from csf_store.objects import Kind  # noqa: PLC0415
+
+    kinds = archive.stat(digest).kinds
+    if Kind.TREE in kinds:
+        for entry in archive.tree(digest).entries:
+            row: dict[str, Value] = {
+                "digest": str(entry.blob), "path": entry.path, "size": entry.size, "executable": entry.executable,
+            }  # fmt: skip
+            session.item(row, f"{entry.blob}  {human_size(entry.size):>10}  {entry.path}")
+    elif archive.is_safetensors(digest):
+        for tensor in archive.tensors(digest).values():
+            shape = list(tensor.shape)
+            session.item(
+                {"tensor": tensor.name, "dtype": tensor.dtype, "shape": shape, "size": tensor.nbytes},
+                f"{tensor.dtype:<8}  {human_size(tensor.nbytes):>10}  {tensor.name}  {shape}",
+            )
+    else:
+        info = archive.stat(digest)
+        session.item(
+            {"digest": str(digest), "kind": ",".join(kinds), "size": info.size, "links": [str(x) for x in info.links]},
+            f"{digest}  {human_size(info.size):>10}  {','.join(kinds)}",
+        )
+        if not session.json:
+            for link in info.links:
+                session.item({}, f"  links to {link}")
+
+
+@click.command()
+@click.argument("digest")
+@json_option
+@pass_session
+def stat(session: Session, digest: str) -> None:
+    """Show kind, size, stored size, chunks and links of an object, without reading its content.
+
+    \b
+    Example:
+      csf stat b3:1a2b3c4d
+    """  # noqa: D301 - \b is for click
+    with session.open() as archive:
+        info = archive.stat(archive.resolve(digest))
+        names = [pin.name for pin in archive.pins() if pin.digest == info.digest]
+    fields: dict[str, Value] = {
+        "digest": str(info.digest),
+        "kind": ",".join(info.kinds),
+        "size": info.size,
+        "stored": info.stored,
+        "chunks": info.chunks,
+        "links": [str(link) for link in info.links],
+        "pinned": names,
+    }
+    ratio = f" ({info.stored / info.size:.3f} of it)" if info.size else ""
+    lines = [
+        f"digest  {info.digest}",
+        f"kind    {', '.join(info.kinds)}",
+        f"size    {info.size} bytes",
+        f"stored  {info.stored} bytes{ratio}, shared chunks included",
+        f"chunks  {info.chunks}",
+        *(f"links   {link}" for link in info.links),
+        f"pinned  {', '.join(name or '(no name)' for name in names) or 'no'}",
+    ]
+    session.item(fields, "\n".join(lines))
+
+
+@click.command()
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="Only the last N events.")
+@json_option
+@pass_session
+def log(session: Session, limit: int | None) -> None:
+    """Show what happened, oldest first.
+
+    \b
+    Examples:
+      csf log -n 20
+      csf log --json
+    """  # noqa: D301 - \b is for click
+    with session.open() as archive:
+        start = max(0, archive.ledger.size - limit) if limit else 0
+        for entry in archive.ledger.entries(start):
+            fields = json.loads(json.dumps(entry.fields))
+            said = "  ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+            session.item(
+                {"seq": entry.seq, "time": entry.time, "event": entry.event, "leaf": entry.leaf.hex(), **fields},
+                f"{entry.seq:>6}  {entry.time}  {entry.event:<16}  {said}",
+            )

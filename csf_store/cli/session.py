@@ -1,0 +1,97 @@
+"""What every command shares: which archive, how to print, and how a failure looks.
+
+Nothing heavy is imported here: ``csf --help`` runs through this module. Commands import the archive when they start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import click
+
+from csf_store.errors import CsfError
+
+if TYPE_CHECKING:
+    from csf_store.archive import Archive
+
+Value: TypeAlias = "str | int | bool | Sequence[Value] | Mapping[str, Value] | None"
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+class Session:
+    """One run of the command line."""
+
+    def __init__(self, archive: Path | None) -> None:
+        self._archive = archive
+        self.json = False
+
+    @property
+    def path(self) -> Path:
+        """The archive's directory: as asked for, or the user's data directory."""
+        if self._archive is None:
+            from platformdirs import user_data_path  # noqa: PLC0415 - not needed for --help
+
+            self._archive = user_data_path("keystone", appauthor=False) / "archive"
+        return self._archive
+
+    def open(self, *, create: bool = False) -> Archive:
+        """Opens the archive."""
+        from csf_store.archive import Archive  # noqa: PLC0415 - numpy and SQLite, not needed for --help
+
+        return Archive.open(self.path, create=create)
+
+    def item(self, fields: Mapping[str, Value], text: str) -> None:
+        """Prints one item on one line, at once: who reads it may rely on it."""
+        line = json.dumps(fields, separators=(",", ":")) if self.json else text
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def fail(self, error: CsfError) -> None:
+        """Prints an error on one line of standard error."""
+        if self.json:
+            document = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+            line = json.dumps(document, separators=(",", ":"))
+        else:
+            line = f"csf: {' '.join(str(error).split())}"
+        sys.stderr.write(line + "\n")
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+    session = context.find_object(Session)
+    if session is not None and value:
+        session.json = True
+
+
+def json_option(command: _Command) -> _Command:
+    """Adds ``--json``."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_json,
+        help="Print one JSON object per item, one on each line.",
+    )(command)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def human_size(size: int) -> str:
+    """Bytes for people: four significant places at most, binary units."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def display(path: str | Path) -> str:
+    """A path that can be printed whatever bytes it is made of."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
