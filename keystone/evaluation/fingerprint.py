@@ -6,10 +6,10 @@ Normalising drops what a rename or a rewording changes and keeps what the machin
 - the function's own name, its arguments and its local names become their position of first appearance;
 - constants, operators, attributes, keywords, builtins and other global names are kept.
 
-The normal form is written by our own visitor and not by `ast.dump`, whose text differs between Python versions: absent and
-empty fields are omitted, so a field that a later Python adds (`type_params`, say) changes nothing for code that does not use it.
-A fingerprint is the BLAKE3 of that form. A *skeleton* is the same with every constant blanked, which groups functions that
-differ only in their numbers and strings.
+The normal form is written by our own visitor and not by `ast.dump`, whose text differs between Python versions:
+absent and empty fields are omitted, so a field that a later Python adds (`type_params`, say) changes nothing for code
+that does not use it. A fingerprint is the BLAKE3 of that form. A *skeleton* is the same with every constant blanked,
+which groups functions that differ only in their numbers and strings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ast
 import json
 from collections.abc import Iterator
 
-from blake3 import blake3
+from csf_store import Digest
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -36,17 +36,17 @@ def function_nodes(source: str) -> Iterator[FunctionNode]:
             yield node
 
 
-def fingerprint(function: FunctionNode) -> bytes:
-    """BLAKE3 (32 bytes) of the function's normalised syntax tree."""
-    return blake3(_Normaliser(function).text(function).encode()).digest()
+def fingerprint(function: FunctionNode) -> Digest:
+    """The digest of the function's normalised syntax tree."""
+    return Digest.of(_Normaliser(function).text(function).encode())
 
 
-def skeleton(function: FunctionNode) -> bytes:
+def skeleton(function: FunctionNode) -> Digest:
     """Like `fingerprint`, with every constant blanked."""
-    return blake3(_SkeletonNormaliser(function).text(function).encode()).digest()
+    return Digest.of(_SkeletonNormaliser(function).text(function).encode())
 
 
-def source_fingerprint(source: str) -> bytes:
+def source_fingerprint(source: str) -> Digest:
     """Fingerprint of the first function in `source`.
 
     Raises:
@@ -86,9 +86,12 @@ class _Normaliser:
             if field in _SKIPPED_FIELDS or value is None or value == []:
                 continue
             if field == "body" and isinstance(node, _SCOPES):
-                value = _without_docstring(node.body)
-            renamed = isinstance(value, str) and (type(node), field) not in _LITERAL_FIELDS
-            parts.append(f"{field}={self._name(value) if renamed else self.text(value)}")
+                text = self.text(_without_docstring(node.body))
+            elif isinstance(value, str) and (type(node), field) not in _LITERAL_FIELDS:
+                text = self._name(value)
+            else:
+                text = self.text(value)
+            parts.append(f"{field}={text}")
         return "(" + " ".join(parts) + ")"
 
     def _name(self, name: str) -> str:

@@ -2,14 +2,14 @@
 
 Two kinds of documents, each with its provenance:
 
-- *library*: source files of the standard library of the Python that runs this (PSF licence). Tests, tables and machine-specific
-  files are left out, exact duplicates are dropped, tabs become spaces. One file in twenty, chosen by the hash of its path, is never
-  trained on and serves to measure bits per byte.
+- *library*: source files of the standard library of the Python that runs this (PSF licence). Tests, tables and
+  machine-specific files are left out, exact duplicates are dropped, tabs become spaces. One file in twenty, chosen by
+  the hash of its path, is never trained on and serves to measure bits per byte.
 - *exercises*: one function per document, prompt and solution, drawn from the training side of the suite `basics`.
 
-Decontamination: no function in the training text may be a held-out task. Exercises are on the training side by construction. A
-library function is cut out if its shape (its syntax tree with constants blanked) is one that the suite can produce and the split
-puts it on the held-out side; and in any case if it is a task of the frozen draw.
+Decontamination: no function in the training text may be a held-out task. Exercises are on the training side by
+construction. A library function is cut out if its shape (its syntax tree with constants blanked) is one that the
+suite can produce and the split puts it on the held-out side; and in any case if it is a task of the frozen draw.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from typing import Literal
 
 from blake3 import blake3
 
-from keystone.evaluation.basics import Family, draft_stream, families, frozen_fingerprints, in_held_out_fraction, training_drafts
+from csf_store import Digest
+from keystone.evaluation.basics import (
+    Family,
+    draft_stream,
+    families,
+    frozen_fingerprints,
+    in_held_out_fraction,
+    training_drafts,
+)
 from keystone.evaluation.fingerprint import FunctionNode, fingerprint, function_nodes, skeleton
 
 Split = Literal["train", "held-out"]
@@ -39,7 +47,9 @@ _EXCLUDED_FOLDERS = frozenset(
     {"__phello__", "ensurepip", "encodings", "idlelib", "idle_test", "lib-dynload", "lib2to3", "msilib", "pydoc_data"}
     | {"site-packages", "dist-packages", "test", "tests", "turtledemo", "__pycache__"}
 )
-_EXCLUDED_FILES = frozenset({"__hello__.py", "antigravity.py", "html/entities.py", "locale.py", "stringprep.py", "this.py"})
+_EXCLUDED_FILES = frozenset(
+    {"__hello__.py", "antigravity.py", "html/entities.py", "locale.py", "stringprep.py", "this.py"}
+)
 _LEAST_ENTROPY = 0.14  # compressed size over size; below it a file is a table, not a program
 _SHAPES_PER_FAMILY = 300
 _LARGEST_TASK_NODES = 90  # no canonical solution has more syntax nodes; larger functions need not be looked at
@@ -60,10 +70,10 @@ def stdlib_documents(split: Split) -> Iterator[Document]:
     The text depends on the Python that runs this; `corpus_digest` tells two of them apart.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    seen: set[bytes] = set()
+    seen: set[Digest] = set()
     for path in sorted(_library_files(root)):
         text = _plain((root / path).read_bytes())
-        digest = blake3(text.encode()).digest()
+        digest = Digest.of(text.encode())
         if digest in seen or not text or _is_table(text):
             continue
         seen.add(digest)
@@ -72,24 +82,24 @@ def stdlib_documents(split: Split) -> Iterator[Document]:
 
 
 def exercise_documents(n: int, seed: int) -> Iterator[Document]:
-    """`n` exercises from the training side of `basics`, families taking turns; each ends with its solution's newline."""
+    """`n` exercises from the training side of `basics`, families taking turns; each ends with a newline."""
     for family, draft in itertools.islice(training_drafts(seed), n):
         yield Document(draft.prompt + draft.solution, f"basics:{family.name}", EXERCISE_LICENCE)
 
 
-def corpus_digest(documents: Iterable[Document]) -> bytes:
+def corpus_digest(documents: Iterable[Document]) -> Digest:
     """BLAKE3 over the documents in order, their provenance included."""
     hasher = blake3()
     for document in documents:
         for part in (document.source, document.licence, document.text):
             data = part.encode()
             hasher.update(len(data).to_bytes(8, "big") + data)
-    return hasher.digest()
+    return Digest(hasher.digest())
 
 
 def side_of(path: PurePosixPath) -> Split:
     """The side of the split a library file is on; a function of its path below the library's root alone."""
-    return "held-out" if blake3(str(path).encode()).digest()[0] % 20 == 0 else "train"
+    return "held-out" if bytes(Digest.of(str(path).encode()))[0] % 20 == 0 else "train"
 
 
 def without_held_out_functions(source: str) -> str:
@@ -117,9 +127,9 @@ def is_held_out_function(node: FunctionNode) -> bool:
 
 
 @cache
-def _suite_shapes() -> dict[bytes, frozenset[Family]]:
+def _suite_shapes() -> dict[Digest, frozenset[Family]]:
     """Skeletons that the suite's families produce, and which families do."""
-    shapes: dict[bytes, set[Family]] = {}
+    shapes: dict[Digest, set[Family]] = {}
     for family in families().values():
         for draft in itertools.islice(draft_stream(family, "shapes", 0), _SHAPES_PER_FAMILY):
             shapes.setdefault(draft.skeleton, set()).add(family)

@@ -2,11 +2,11 @@
 
 How text is cut before any merge decides how much a small model has to learn:
 
-- a line break is one token and the whole indentation after it another, so a prompt that ends with its newline is cut exactly as
-  the same text was in training;
+- a line break is one token and the whole indentation after it another, so a prompt that ends with its newline is cut
+  exactly as the same text was in training;
 - words take their leading space, and the parts of a snake_case name are words of their own;
-- digits stand alone and never take the space before them, so the 7 in `[:7]` and the 7 in "the first 7" are the same token, and
-  copying a number is copying.
+- digits stand alone and never take the space before them, so the 7 in `[:7]` and the 7 in "the first 7" are the same
+  token, and copying a number is copying.
 
 `python -m keystone.nano.tokenizer OUT` trains it again; the same corpus gives the same bytes.
 """
@@ -75,7 +75,9 @@ def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, the same bytes for the same tokenizer on every machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False) + "\n", "utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False) + "\n", "utf-8"
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL_TOKENS[END_ID],

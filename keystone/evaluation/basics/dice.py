@@ -1,8 +1,8 @@
 """Seeded choices that come out the same on every Python.
 
-`random.Random` promises a stable `getrandbits`, and nothing about `choice` or `shuffle`. Everything here is built on that one
-call, so that a seed names the same tasks on Python 3.11, 3.12, 3.13 and later. Seeds are derived by hashing, so neighbouring
-seeds are unrelated and one draw never depends on how many choices another one made.
+`random.Random` promises a stable `getrandbits`, and nothing about `choice` or `shuffle`. Everything here is built on
+that one call, so that a seed names the same tasks on Python 3.11, 3.12, 3.13 and later. Seeds are derived by hashing,
+so neighbouring seeds are unrelated and one draw never depends on how many choices another one made.
 """
 
 from __future__ import annotations

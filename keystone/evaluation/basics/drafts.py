@@ -1,8 +1,8 @@
 """From a family's idea to the text of a task.
 
-A family's builder returns a `Draft`: the sentence, the parameters, the body, and how to compute the truth. Turning a draft into a
-`Task` (choosing the doctest example, running the reference over the inputs) is the same for every family and happens here, only
-when somebody needs the tests: text for training does not.
+A family's builder returns a `Draft`: the sentence, the parameters, the body, and how to compute the truth. Turning a
+draft into a `Task` (choosing the doctest example, running the reference over the inputs) is the same for every family
+and happens here, only when somebody needs the tests: text for training does not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from csf_store import Digest
 from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.text_pieces import word
 from keystone.evaluation.fingerprint import fingerprint, skeleton
-from keystone.evaluation.task import Case, Task, Value
+from keystone.evaluation.task import Case, Side, Task, Value
 
 Args = tuple[Value, ...]
 
@@ -69,20 +70,20 @@ class Draft:
         return f'{self.signature}    """{self.statement}\n\n    >>> {call}\n    {shown}\n    """\n'
 
     @cached_property
-    def fingerprint(self) -> bytes:
+    def fingerprint(self) -> Digest:
         """What tells this function from every other, whatever its names and its wording."""
         return fingerprint(self._function)
 
     @property
-    def skeleton(self) -> bytes:
+    def skeleton(self) -> Digest:
         """The function's shape: what is left when its constants are blanked."""
         return skeleton(self._function)
 
-    def task(self, suite: str, family: str, *, held_out: bool) -> Task:
+    def task(self, suite: str, family: str, side: Side) -> Task:
         """The finished task, with its hidden tests."""
         cases = tuple(Case(copy.deepcopy(args), self._truth(args)) for args in self.inputs)
-        name = f"{family}/{self.fingerprint.hex()[:12]}"
-        return Task(suite, family, name, self.prompt, self.solution, self.name, cases, held_out)
+        name = f"{family}/{self.fingerprint.hex[:12]}"
+        return Task(suite, family, name, self.prompt, self.solution, self.name, cases, side)
 
     @property
     def _function(self) -> ast.FunctionDef:

@@ -151,7 +151,9 @@ def list_slice(d: Dice) -> Draft:
     )
 
 
-def _slicing(d: Dice, xs: str) -> tuple[str, str, Callable[[list[int]], list[int]], tuple[int, ...]]:
+def _slicing(  # noqa: PLR0911 - a table of alternatives
+    d: Dice, xs: str
+) -> tuple[str, str, Callable[[list[int]], list[int]], tuple[int, ...]]:
     a, c = d.between(1, 7), d.between(-9, 60)
     b = a + d.between(1, 6)
     around = (a - 1, a, a + 1, a + 2, b - 1, b, b + 1, b + 3)

@@ -124,7 +124,9 @@ def combine(d: Dice) -> Draft:
     return Draft(name, (x, y), statement, (f"return {code}",), value, inputs, examples)
 
 
-def _combination(d: Dice, x: str, y: str) -> tuple[str, str, Callable[[int, int], int]]:
+def _combination(  # noqa: PLR0911 - a table of alternatives
+    d: Dice, x: str, y: str
+) -> tuple[str, str, Callable[[int, int], int]]:
     a, b, c = d.between(2, 12), d.between(2, 12), d.between(1, 40)
     match d.below(8):
         case 0:

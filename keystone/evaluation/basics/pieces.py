@@ -1,8 +1,8 @@
 """The shared grammar of `basics`: predicates and expressions, each as code, as English and as a Python callable.
 
-A family combines pieces into a function. Because seen and held-out families use the same pieces, what is new in a held-out
-family is only the combination; and because every piece carries its own callable, a reference implementation is assembled without
-ever running the canonical solution's text.
+A family combines pieces into a function. Because seen and held-out families use the same pieces, what is new in a
+held-out family is only the combination; and because every piece carries its own callable, a reference implementation
+is assembled without ever running the canonical solution's text.
 
 `@` stands for the variable in code and in English. `edges` are the inputs at which an off-by-one shows.
 """
@@ -38,8 +38,8 @@ class Predicate(Generic[T]):
 class Expression(Generic[T, R]):
     """A value computed from one value; `words` is a noun phrase ("@ times 3 plus 4").
 
-    `kinks` are inputs without which a constant of the expression would not matter: a family that applies it only where a condition
-    holds must see to it that the condition holds there (`min(x, 37)` for an x below 15 is just x).
+    `kinks` are inputs without which a constant of the expression would not matter: a family that applies it only
+    where a condition holds must see to it that the condition holds there (`min(x, 37)` for an x below 15 is just x).
     """
 
     code: str

@@ -3,11 +3,12 @@
 The split is a pure function of what a task *is*, never of how it was drawn:
 
 - every draw of a held-out family is held out;
-- a draw of a seen family is held out if and only if its fingerprint, read as a fraction of the hash space, lies below one fifth.
+- a draw of a seen family is held out if and only if its fingerprint, read as a fraction of the hash space, lies below
+  one fifth.
 
-A fingerprint ignores names and wording (see `keystone.evaluation.fingerprint`), so two phrasings of one function are always on the
-same side, and a generator of training text needs no list of forbidden tasks: it asks `is_held_out` and draws again.
-`split.json` records the frozen draw; a test recomputes it.
+A fingerprint ignores names and wording (see `keystone.evaluation.fingerprint`), so two phrasings of one function are
+always on the same side, and a generator of training text needs no list of forbidden tasks: it asks `is_held_out` and
+draws again. `split.json` records the frozen draw; a test recomputes it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from functools import cache
+from types import MappingProxyType
 from typing import Literal
 
 from blake3 import blake3
 
+from csf_store import Digest
 from keystone.evaluation.basics import dict_families, list_families, number_families, text_families
 from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.drafts import Draft
 from keystone.evaluation.errors import SuiteExhaustedError
-from keystone.evaluation.task import Task
+from keystone.evaluation.task import Side, Task
 
 SUITE_NAME = "basics"
 TASK_SUITE_VERSION = 1
@@ -49,12 +51,18 @@ class Family:
 
     def is_held_out(self, draft: Draft) -> bool:
         """Whether this draw may never be trained on."""
-        return self.held_out or in_held_out_fraction(draft.fingerprint)
+        return self.side_of(draft) is not Side.TRAINING
+
+    def side_of(self, draft: Draft) -> Side:
+        """On which side of the split this draw is."""
+        if self.held_out:
+            return Side.UNSEEN_FAMILY
+        return Side.SEEN_FAMILY if in_held_out_fraction(draft.fingerprint) else Side.TRAINING
 
 
-def in_held_out_fraction(fingerprint: bytes) -> bool:
+def in_held_out_fraction(fingerprint: Digest) -> bool:
     """Whether a function of a seen family is held out."""
-    return int.from_bytes(fingerprint[:8], "big") < _HELD_OUT_BELOW
+    return int.from_bytes(bytes(fingerprint)[:8], "big") < _HELD_OUT_BELOW
 
 
 _SEEN: tuple[Callable[[Dice], Draft], ...] = (
@@ -92,13 +100,13 @@ def families() -> Mapping[str, Family]:
 
 
 def draft_stream(family: Family, purpose: str, seed: int) -> Iterator[Draft]:
-    """An endless stream of a family's draws, from both sides of the split; streams of different purpose are unrelated."""
+    """An endless stream of a family's draws, both sides of the split; other purposes give unrelated streams."""
     for index in itertools.count():
         yield family.build(Dice(SUITE_NAME, TASK_SUITE_VERSION, purpose, seed, family.name, index))
 
 
 @cache
-def frozen_fingerprints() -> frozenset[bytes]:
+def frozen_fingerprints() -> frozenset[Digest]:
     """Fingerprints of the frozen draw."""
     return frozenset(draft.fingerprint for _, draft in _held_out_drafts(FROZEN_COUNT, FROZEN_SEED, "all"))
 
@@ -118,7 +126,7 @@ def training_drafts(seed: int) -> Iterator[tuple[Family, Draft]]:
 def draw_training(n: int, seed: int) -> list[Task]:
     """`n` tasks that may be trained on, distinct as functions."""
     stream = ((family, draft) for family, draft in training_drafts(seed))
-    found: dict[bytes, Task] = {}
+    found: dict[Digest, Task] = {}
     stale = 0
     for family, draft in stream:
         if len(found) >= n:
@@ -129,7 +137,7 @@ def draw_training(n: int, seed: int) -> list[Task]:
                 f"{SUITE_NAME} can draw only {len(found)} distinct training tasks; {n} were asked for"
             )
         if not stale:
-            found[draft.fingerprint] = draft.task(SUITE_NAME, family.name, held_out=False)
+            found[draft.fingerprint] = draft.task(SUITE_NAME, family.name, Side.TRAINING)
     return list(found.values())
 
 
@@ -139,19 +147,23 @@ def draw_held_out(n: int, seed: int, *, families: FamilySet = "all") -> list[Tas
     Args:
         n: How many.
         seed: Names the draw; the same seed gives the same tasks in the same order on every Python.
-        families: `seen` for held-out draws of families that training knows, `held-out` for families it never sees, or `all`.
+        families: `seen` for held-out draws of families that training knows, `held-out` for families it never sees, or
+            `all`.
 
     Raises:
         SuiteExhaustedError: There are not `n` distinct ones.
     """
-    return [draft.task(SUITE_NAME, family.name, held_out=True) for family, draft in _held_out_drafts(n, seed, families)]
+    return [
+        draft.task(SUITE_NAME, family.name, family.side_of(draft))
+        for family, draft in _held_out_drafts(n, seed, families)
+    ]
 
 
 def _held_out_drafts(n: int, seed: int, families: FamilySet) -> list[tuple[Family, Draft]]:
     chosen = [
         family for family in _FAMILIES.values() if families == "all" or family.held_out == (families == "held-out")
     ]
-    taken: set[bytes] = set()
+    taken: set[Digest] = set()
     sources = [_fresh_drafts(family, seed, taken) for family in chosen]
     tasks: list[tuple[Family, Draft]] = []
     while len(tasks) < n:
@@ -165,13 +177,14 @@ def _held_out_drafts(n: int, seed: int, families: FamilySet) -> list[tuple[Famil
                 tasks.append((family, draft))
         if not alive:
             raise SuiteExhaustedError(
-                f"{SUITE_NAME} can draw only {len(tasks)} distinct held-out tasks from {families} families; {n} were asked for"
+                f"{SUITE_NAME} can draw only {len(tasks)} distinct held-out tasks from {families} families; "
+                f"{n} were asked for"
             )
         chosen, sources = [family for family, _ in alive], [source for _, source in alive]
     return tasks
 
 
-def _fresh_drafts(family: Family, seed: int, taken: set[bytes]) -> Iterator[Draft]:
+def _fresh_drafts(family: Family, seed: int, taken: set[Digest]) -> Iterator[Draft]:
     stale = 0
     for draft in draft_stream(family, "held-out", seed):
         stale += 1
@@ -183,22 +196,22 @@ def _fresh_drafts(family: Family, seed: int, taken: set[bytes]) -> Iterator[Draf
             yield draft
 
 
-def tasks_digest(tasks: Sequence[Task]) -> bytes:
+def tasks_digest(tasks: Sequence[Task]) -> Digest:
     """BLAKE3 of everything that decides a result: prompts, solutions, hidden tests, in order."""
     hasher = blake3()
     for task in tasks:
         cases = [[list(case.args), case.expected] for case in task.cases]
         row = [task.suite, task.family, task.name, task.prompt, task.solution, task.entry_point, task.held_out, cases]
         hasher.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-    return hasher.digest()
+    return Digest(hasher.digest())
 
 
-def suite_digest() -> bytes:
+def suite_digest() -> Digest:
     """Digest of the suite: its version, its families and the frozen held-out draw."""
     return suite_digest_of(draw_held_out(FROZEN_COUNT, FROZEN_SEED))
 
 
-def suite_digest_of(frozen_draw: Sequence[Task]) -> bytes:
+def suite_digest_of(frozen_draw: Sequence[Task]) -> Digest:
     """`suite_digest` for somebody who has the frozen draw already."""
     head = [SUITE_NAME, TASK_SUITE_VERSION, [[family.name, family.held_out] for family in _FAMILIES.values()]]
-    return blake3(json.dumps(head, separators=(",", ":")).encode() + tasks_digest(frozen_draw)).digest()
+    return Digest.of(json.dumps(head, separators=(",", ":")).encode() + bytes(tasks_digest(frozen_draw)))

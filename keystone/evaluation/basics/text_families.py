@@ -248,7 +248,7 @@ def _cleaning(d: Dice, letters: str, s: str, mark: str) -> tuple[str, str, Calla
                         f"Replace each character of {s} that is in '{letters}' by '{mark}'",
                         f"Return {s} with every character of '{letters}' changed to '{mark}'",
                     )
-                ),  # fmt: skip
+                ),
                 lambda x: "".join([mark if ch in letters else ch for ch in x]),
             )
 

@@ -6,8 +6,10 @@ from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.pieces import Expression, Predicate
 
 LETTERS = "abcdefghiklmnoprstuw"
-SYLLABLES = ("ba", "be", "co", "da", "di", "en", "er", "fa", "go", "in", "ka", "la", "lo", "ma", "mi", "no", "on", "pe", "ra", "re",
-             "ri", "sa", "so", "ta", "ti", "to", "un", "va", "we", "ya")  # fmt: skip
+SYLLABLES = (
+    *("ba", "be", "co", "da", "di", "en", "er", "fa", "go", "in", "ka", "la", "lo", "ma", "mi"),
+    *("no", "on", "pe", "ra", "re", "ri", "sa", "so", "ta", "ti", "to", "un", "va", "we", "ya"),
+)
 MARKS = ("!", "?", "-", "_", ".", "#", "*", "+")
 
 
