@@ -120,7 +120,11 @@ class LoraSettings(BaseModel):
         """Whether the configuration adapts a module of this full name."""
         if any(names_module(name, module) for name in self.exclude_modules):
             return False
-        if self.saves(module) or not any(names_module(name, module) for name in self.target_modules):
+        if self.saves(module):
+            return False
+        if module in self.target_modules:
+            return True  # PEFT asks for the layer only where a module is named by its last parts
+        if not any(names_module(name, module) for name in self.target_modules):
             return False
         return self.layers_to_transform is None or layer_index(module) in self.layers_to_transform
 

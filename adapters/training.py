@@ -160,7 +160,7 @@ def _run(
     for step, number in zip(range(config.steps), _order(len(batches), config.seed), strict=False):
         batch = {key: tensor.to(device) for key, tensor in batches[number].items()}
         loss = model(**batch, use_cache=False).loss
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingFailedError(f"the loss is {value} at step {step} (batch {number}); lower the learning rate")
         for group in optimizer.param_groups:
