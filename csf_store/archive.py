@@ -6,7 +6,7 @@ what happened, ``index.sqlite`` a cache. What a method returned is durable: data
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from csf_store.digest import MIN_PREFIX_HEX, Buffer, Digest, hex_digits
 from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
 from csf_store.errors import AmbiguousPrefixError, ConflictError, CorruptError, InvalidInputError, NotFoundError
-from csf_store.framing import RECORD_HEADER_SIZE
+from csf_store.framing import RECORD_HEADER_SIZE, SEAL_AT
 from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_bytes, plan_file
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
@@ -34,12 +34,12 @@ _CACHED_OBJECTS: Final = 64
 class Archive:
     """An open archive. Use it as a context manager, or call ``close``. Thread-safe."""
 
-    def __init__(self, path: Path, archive_id: bytes, fs: FileSystem) -> None:
+    def __init__(self, path: Path, archive_id: bytes, fs: FileSystem, seal_at: int) -> None:
         """Use ``Archive.open`` or ``Archive.create``."""
         self.path = path
         self.id = archive_id
         self._fs = fs
-        self._store = Store(fs, path, archive_id)
+        self._store = Store(fs, path, archive_id, seal_at=seal_at)
         self._pipeline = Pipeline()
         self._ingest = Ingest(self._store, self._pipeline)
         self._retrieve = Retrieve(self._store, self._pipeline)
@@ -47,13 +47,21 @@ class Archive:
         self.ledger = Ledger(fs, path, archive_id)
 
     @classmethod
-    def open(cls, path: str | Path, create: bool = False, *, fs: FileSystem | None = None) -> Archive:  # noqa: FBT001
+    def open(
+        cls,
+        path: str | Path,
+        create: bool = False,  # noqa: FBT001 - the one word everybody expects here
+        *,
+        fs: FileSystem | None = None,
+        seal_at: int = SEAL_AT,
+    ) -> Archive:
         """Opens an archive, bringing its index in line with its segments.
 
         Args:
             path: its directory.
             create: make it if it is not there.
             fs: the file system, for tests.
+            seal_at: bytes at which a segment is sealed and the next begun.
 
         Raises:
             NotFoundError: if there is no archive.
@@ -61,7 +69,7 @@ class Archive:
         path, fs = Path(path), fs or OsFileSystem()
         if create and not (path / MARKER).exists():
             make_archive(fs, path)
-        return cls(path, read_marker(fs, path), fs)._begun(create=create)
+        return cls(path, read_marker(fs, path), fs, seal_at)._begun(create=create)
 
     @classmethod
     def create(cls, path: str | Path, *, fs: FileSystem | None = None) -> Archive:
@@ -73,7 +81,7 @@ class Archive:
         path, fs = Path(path), fs or OsFileSystem()
         if (path / MARKER).exists() or not make_archive(fs, path):
             raise ConflictError(f"{path} is an archive already; open it, or choose another directory")
-        return cls(path, read_marker(fs, path), fs)._begun(create=True)
+        return cls(path, read_marker(fs, path), fs, SEAL_AT)._begun(create=True)
 
     def _begun(self, *, create: bool) -> Archive:
         if create and self.ledger.size == 0:
@@ -301,6 +309,19 @@ class Archive:
             raise InvalidInputError(f"out takes {len(view)} bytes; tensor {name!r} needs {tensor.nbytes} writable ones")
         self._retrieve.read_into(found, tensor.offset, view)
         return target
+
+    def read_tensors(self, blob: Digest, place: Callable[[TensorInfo], memoryview]) -> None:
+        """Every tensor of a safetensors blob, decoded in place; the whole blob is proven, its header included.
+
+        Args:
+            blob: a safetensors blob.
+            place: gives the writable, contiguous buffer of ``info.nbytes`` bytes that a tensor is decoded into.
+
+        Raises:
+            CorruptError: if any byte of the blob is not what was put; the buffers may then hold anything.
+        """
+        found, header = self._safetensors(blob)
+        self._retrieve.read_tensors_into(found, header, place)
 
     def _safetensors(self, blob: Digest) -> tuple[OpenObject, SafetensorsHeader]:
         cached = self._opened.get(blob)

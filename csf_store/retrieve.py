@@ -7,7 +7,7 @@ chunk list is a claim until then. Reads of a part check each chunk against the c
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import CHUNK_SIZE, FramingError, RecordHeader, RecordType
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
-from csf_store.safetensors_layout import SafetensorsHeader, parse_header
+from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo, parse_header
 from csf_store.segment import damage
 from csf_store.store import Store
 
@@ -138,6 +138,45 @@ class Retrieve:
         for _ in self._pipeline.ordered(self._decode_checked, self._parts(found.body, start, out)):
             pass
 
+    def read_tensors_into(
+        self, found: OpenObject, header: SafetensorsHeader, place: Callable[[TensorInfo], memoryview]
+    ) -> None:
+        """Decodes every tensor of a safetensors blob where ``place`` says, and proves the blob as a whole.
+
+        Raises:
+            CorruptError: if a record is damaged, or the whole does not hash to the digest.
+        """
+        targets = [(info.offset, _writable(info, place(info))) for info in header.tensors.values() if info.nbytes]
+        if found.body.form == Form.INLINE:
+            content = self.content_bytes(found)
+            for start, out in targets:
+                out[:] = content[start : start + len(out)]
+            return
+        head = memoryview(bytearray(found.body.header_length))
+        regions = [(0, head), *targets]  # header.tensors is in data order and leaves no gap
+        whole = blake3(max_threads=blake3.AUTO if found.size > 1 << 20 else 1)
+
+        def parts() -> Iterator[_Part]:
+            end = 0
+            numbered = iter(regions)
+            start, out = next(numbered)
+            for chunk in found.body.chunks:
+                while end >= start + len(out):
+                    start, out = next(numbered)
+                inside = out[end - start : end - start + chunk.length]
+                # No writer lets a chunk straddle two tensors: such a list is not worth decoding.
+                if len(inside) != chunk.length:
+                    raise CorruptError(
+                        f"{found.digest}: its chunk list does not follow its tensors; put the file again"
+                    )
+                yield _Part(chunk.digest, chunk.length, 0, inside)
+                end += chunk.length
+
+        for piece in self._pipeline.ordered(self._decode, parts()):
+            whole.update(piece)
+        if whole.digest() != bytes(found.digest):
+            self._name_culprit(found)
+
     def _parts(self, body: ObjectBody, start: int, out: memoryview) -> Iterator[_Part]:
         ends = list(accumulate(chunk.length for chunk in body.chunks))
         number = bisect_right(ends, start)
@@ -198,6 +237,13 @@ class Retrieve:
             return parse_header(head, found.size)
         except InvalidInputError as error:
             raise CorruptError(f"{found.digest}: {error}; put the file again") from error
+
+
+def _writable(info: TensorInfo, out: memoryview) -> memoryview:
+    view = out.cast("B")
+    if view.readonly or len(view) != info.nbytes:
+        raise InvalidInputError(f"tensor {info.name!r} needs {info.nbytes} writable bytes; got {len(view)}")
+    return view
 
 
 def decode_record(header: RecordHeader, payload: Buffer, out: memoryview) -> None:

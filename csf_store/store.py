@@ -126,7 +126,7 @@ class Store:
             if segment_id_of(name) is None:
                 continue
             old = known.get(name)
-            if old is None or (old.size, old.mtime) != found:
+            if old is None or (old.end != found.size and (old.size, old.mtime) != found):
                 self._take_in(index, name, old, found)
         self.names = {state.id: state for state in index.segments().values()}
 
@@ -135,9 +135,6 @@ class Store:
         row = old.id if old else index.segment_id(name)
         start = max(old.end if old else 0, SEGMENT_HEADER_SIZE)
         path = self.directory / name
-        if old is not None and old.sealed and found.size >= old.end:
-            index.add([old._replace(size=found.size, mtime=found.mtime_ns)], [])
-            return
         with storage_errors(path):
             fd = self.fs.open(path, os.O_RDONLY)
             try:

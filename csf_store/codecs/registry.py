@@ -8,38 +8,51 @@ two percent is not worth the time it costs every reader, and raw is taken instea
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from importlib import import_module
+from typing import Final, NamedTuple
 
 from csf_store.codecs.base import Codec, CodecError, Hint
-from csf_store.codecs.planes import PlanesCodec
-from csf_store.codecs.raw import RawCodec
-from csf_store.codecs.zstd import ZstdCodec
 from csf_store.digest import Buffer
 
 _SAMPLE: Final = 32 << 10
 _SAMPLES: Final = 3
 _WORTH: Final = 0.98
 
-RAW: Final = RawCodec()
+_RAW: Final = 0
+
+
+class _Entry(NamedTuple):
+    """Where a codec lives, and whether it is for floats only. Its module is imported when it is first needed."""
+
+    module: str
+    name: str
+    floats_only: bool
+
+
+_TABLE: Final = {
+    0: _Entry("raw", "RawCodec", floats_only=False),
+    1: _Entry("zstd", "ZstdCodec", floats_only=False),
+    2: _Entry("planes", "PlanesCodec", floats_only=True),
+}
 
 
 @cache
-def codecs() -> dict[int, Codec]:
-    """Every codec, by its number."""
-    known: list[Codec] = [RAW, ZstdCodec(), PlanesCodec()]
-    return {codec.number: codec for codec in known}
-
-
 def codec(number: int) -> Codec:
     """The codec of a number read from a record.
 
     Raises:
         CodecError: if this version knows none.
     """
-    try:
-        return codecs()[number]
-    except KeyError:
-        raise CodecError(f"codec {number} is unknown to this version; a newer one may read it") from None
+    if number not in _TABLE:
+        raise CodecError(f"codec {number} is unknown to this version; a newer one may read it")
+    entry = _TABLE[number]
+    made: Codec = getattr(import_module(f"csf_store.codecs.{entry.module}"), entry.name)()
+    return made
+
+
+def codecs() -> dict[int, Codec]:
+    """Every codec, by its number."""
+    return {number: codec(number) for number in _TABLE}
 
 
 def _sample(raw: Buffer) -> memoryview:
@@ -52,17 +65,16 @@ def _sample(raw: Buffer) -> memoryview:
 
 def choose(raw: Buffer, hint: Hint) -> Codec:
     """The codec to use, by what it makes of a sample. Ties go to the lower number, so the choice is repeatable."""
-    candidates = [each for each in codecs().values() if each.number != RAW.number and each.accepts(raw, hint)]
+    numbers = [number for number, entry in _TABLE.items() if number and (hint.float_width or not entry.floats_only)]
+    candidates = [each for each in map(codec, numbers) if each.accepts(raw, hint)]
     sample = _sample(raw)
     sizes = {each.number: len(each.encode(sample, hint)) for each in candidates}
-    best = min(sizes, key=lambda number: (sizes[number], number), default=RAW.number)
-    if best == RAW.number or sizes[best] > _WORTH * len(sample):
-        return RAW
-    return codecs()[best]
+    best = min(sizes, key=lambda number: (sizes[number], number), default=_RAW)
+    return codec(_RAW) if best == _RAW or sizes[best] > _WORTH * len(sample) else codec(best)
 
 
 def encode(raw: Buffer, hint: Hint) -> tuple[int, Buffer]:
     """Encodes with the chosen codec, or raw where that is no smaller; returns codec number and bytes."""
     chosen = choose(raw, hint)
     stored = chosen.encode(raw, hint)
-    return (chosen.number, stored) if len(stored) < len(raw) else (RAW.number, raw)
+    return (chosen.number, stored) if len(stored) < len(raw) else (_RAW, raw)
