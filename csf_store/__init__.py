@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from csf_store.ledger import JSON, Ledger, LedgerEntry, LedgerTransaction
     from csf_store.ledger_state import Pin, RefMove
+    from csf_store.marker import default_archive_path
     from csf_store.objects import Kind, ObjectInfo, Stored
     from csf_store.safetensors_layout import TensorInfo
     from csf_store.trees import Tree, TreeEntry
@@ -40,6 +41,7 @@ _HOMES = {
     ),
     "ledger": ("JSON", "Ledger", "LedgerEntry", "LedgerTransaction"),
     "ledger_state": ("Pin", "RefMove"),
+    "marker": ("default_archive_path",),
     "objects": ("Kind", "ObjectInfo", "Stored"),
     "safetensors_layout": ("TensorInfo",),
     "trees": ("Tree", "TreeEntry"),
@@ -70,6 +72,7 @@ __all__ = [
     "Tree",
     "TreeEntry",
     "VerifyReport",
+    "default_archive_path",
 ]
 
 

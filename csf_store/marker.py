@@ -23,6 +23,13 @@ MARKER: Final = "csf.json"
 _MARKER_LIMIT: Final = 4096
 
 
+def default_archive_path() -> Path:
+    """Where the archive is when nobody says: ``keystone/archive`` in the user's data directory."""
+    from platformdirs import user_data_path  # noqa: PLC0415 - not needed for --help
+
+    return user_data_path("keystone", appauthor=False) / "archive"
+
+
 def make_archive(fs: FileSystem, path: Path) -> bool:
     """Makes the directories and the marker; False if another process was first."""
     with storage_errors(path):

@@ -34,9 +34,9 @@ class Session:
     def path(self) -> Path:
         """The archive's directory: as asked for, or the user's data directory."""
         if self._archive is None:
-            from platformdirs import user_data_path  # noqa: PLC0415 - not needed for --help
+            from csf_store.marker import default_archive_path  # noqa: PLC0415 - not needed for --help
 
-            self._archive = user_data_path("keystone", appauthor=False) / "archive"
+            self._archive = default_archive_path()
         return self._archive
 
     def open(self, *, create: bool = False) -> Archive:
