@@ -112,8 +112,9 @@ class TrainingRecord(Document):
 
     `base_before` and `base_after` are tensor-set digests (see `tensor_set_digest`) of the model in memory, in the dtype
     it was trained in; `adapter_tensors` is that of the resulting adapter as saved, which ties this record to a tree.
-    `data` are the data sets by digest, `batches` is the tensor-set digest of the exact batches, and `losses` has one
-    number a step.
+    `data` are the data sets by digest, `experience` the Convergence Records among them, `gate` the source gate's report
+    that let them in (null where nothing was gated), `batches` is the tensor-set digest of the exact batches, and
+    `losses` has one number a step.
     """
 
     kind: Literal["training-record"] = "training-record"
@@ -124,6 +125,8 @@ class TrainingRecord(Document):
     base_after: DigestField
     adapter_tensors: DigestField
     data: DigestSet
+    experience: DigestSet = ()
+    gate: DigestField | None = None
     batches: DigestField
     examples: Positive
     config: TrainingConfig
@@ -143,8 +146,9 @@ class TrainingRecord(Document):
         return self
 
     def links(self) -> tuple[Digest, ...]:
-        """The base tree and the parent adapter; data sets may live elsewhere and are named, not held."""
-        return tuple(sorted({self.base, *([self.parent] if self.parent is not None else [])}))
+        """Base, parent, gate report and Convergence Records; data sets may live elsewhere and are named, not held."""
+        optional = [link for link in (self.parent, self.gate) if link is not None]
+        return tuple(sorted({self.base, *optional, *self.experience}))
 
 
 class AdapterRecord(Document):

@@ -137,11 +137,16 @@ def _ordered_steps(steps: tuple[LineageStep, ...]) -> tuple[LineageStep, ...]:
 
 
 class Manifest(Document):
-    """What a runnable model is. Immutable; its digest is the model's name."""
+    """What a runnable model is. Immutable; its digest is the model's name.
+
+    `recipe` is the one this manifest asks to be served with; null leaves it to the loader's default. `code_source` is
+    the digest of the modeling source it was made with, beside the code id and outside the assembly's identity.
+    """
 
     kind: Literal["manifest"] = "manifest"
     v: Literal[1] = 1
     assembly: Assembly
+    code_source: DigestField | None = None
     recipe: Recipe | None = None
     source: Source
     evals: Annotated[tuple[EvalSummary, ...], AfterValidator(_ordered_evals)] = ()

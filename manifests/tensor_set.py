@@ -31,9 +31,9 @@ def tensor_set_digest(entries: Iterable[TensorEntry]) -> Digest:
     """The digest of a set of tensors; the order of `entries` does not matter.
 
     Raises:
-        InvalidDocumentError: when a name appears twice.
+        InvalidDocumentError: when a name appears twice or is not Unicode.
     """
-    ordered = sorted(entries, key=lambda entry: entry.name.encode("utf-8"))
+    ordered = sorted(entries, key=lambda entry: entry.name.encode("utf-8", "surrogatepass"))
     for before, after in pairwise(ordered):
         if before.name == after.name:
             raise InvalidDocumentError(f"tensor {after.name!r} appears twice in one set")
