@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ _RESERVED: Final = frozenset({"event", "seq", "time", "prev"})
 _READ: Final = 4 << 20
 MAX_LINE: Final = 1 << 20
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class LedgerEntry(NamedTuple):
@@ -73,7 +75,7 @@ def parse_line(line: bytes, seq: int, previous: bytes, earliest: str) -> LedgerE
             raise ValueError(f"it says it is number {document['seq']}")
     except (ValueError, KeyError, TypeError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise CorruptError(f"ledger line {seq} was altered: {error}; compare with a backup or a checkpoint") from error
-    if document["prev"] != previous.hex():
+    if stated != previous.hex():
         raise CorruptError(
             f"ledger line {seq - 1 if seq else 0} was altered, or lines around it were removed or added: line {seq} "
             "does not follow it by hash; compare with a backup or a checkpoint"
