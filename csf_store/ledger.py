@@ -69,8 +69,9 @@ def parse_line(line: bytes, seq: int, previous: bytes, earliest: str) -> LedgerE
         document = json.loads(line)
         if not isinstance(document, dict) or rfc8785.dumps(document) != line:
             raise ValueError("it is not canonical JSON")
-        event, time = document["event"], document["time"]
-        datetime.strptime(time, _TIME)  # noqa: DTZ007 - the Z is in the format
+        event, time, stated = document["event"], document["time"], document["prev"]
+        if not _RFC3339.fullmatch(time):
+            raise ValueError(f"its time {time!r} is not RFC 3339 with microseconds")
         if not isinstance(event, str) or type(document["seq"]) is not int or document["seq"] != seq:
             raise ValueError(f"it says it is number {document['seq']}")
     except (ValueError, KeyError, TypeError, RecursionError, rfc8785.CanonicalizationError) as error:
