@@ -148,7 +148,7 @@ class Check:
         try:
             check_segment_header(head, self._store.archive_id, segment_id)
         except FramingError as error:
-            if size >= SEGMENT_HEADER_SIZE or state.end:
+            if size >= SEGMENT_HEADER_SIZE and (any(head) or state.end > SEGMENT_HEADER_SIZE):
                 self._findings.append(Finding(str(error), None, name, 0))
             else:
                 self._notes.append(f"segment {name} was begun and never written to")

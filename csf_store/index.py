@@ -250,8 +250,12 @@ class Index:
                     (segment.name, segment.id, size),
                 )
                 self._db.execute(f"DELETE FROM {table} WHERE {beyond}", (segment.id, size))  # noqa: S608
+            ends = "SELECT offset + stored AS at FROM chunks WHERE segment=:id UNION ALL "
+            ends += "SELECT offset + stored FROM objects WHERE segment=:id"
             self._db.execute(
-                "UPDATE segments SET end=min(end, ?), size=?, sealed=0 WHERE id=?", (size, size, segment.id)
+                f"UPDATE segments SET size=:size, sealed=0, end=coalesce((SELECT max(at) FROM ({ends})) + :head, 0) "  # noqa: S608
+                "WHERE id=:id",
+                {"id": segment.id, "size": size, "head": RECORD_HEADER_SIZE},
             )
             self._db.execute("COMMIT")
 

@@ -122,6 +122,7 @@ class Store:
             size = files[name].size if name in files else 0
             if size < state.end:
                 index.lose(state, size)
+        known = index.segments()
         for name, found in files.items():
             if segment_id_of(name) is None:
                 continue
@@ -153,7 +154,7 @@ class Store:
                 if table is not None:
                     return table, size, True
         found = scan(self.fs, fd, segment_id, start, size)
-        return found.records, found.end, found.sealed
+        return found.records, min(found.end, size), found.sealed
 
     # -- finding and reading -----------------------------------------------------------------------------------------
 
