@@ -33,6 +33,7 @@ class Repository:
         """Store a manifest and pin it; storing it again changes nothing.
 
         Raises:
+            InvalidDocumentError: when it was put together in a way that skipped its rules.
             MissingLinkError: when the archive lacks something the manifest names.
             BaseMismatchError: when an adapter's record names another base.
             LineageError: when the lineage in the manifest is not the one the records tell.
@@ -47,7 +48,7 @@ class Repository:
             record = self.load_record(step.record, AdapterRecord)
             if (record.adapter, record.base, record.parent) != (step.adapter, manifest.assembly.base, step.parent):
                 raise LineageError(f"record {step.record} does not say what the lineage says of adapter {step.adapter}")
-        stored = self.archive.put_bytes(manifest.to_bytes(), kind=Kind.MANIFEST, links=manifest.links())
+        stored = self.archive.put_bytes(_sealed(manifest), kind=Kind.MANIFEST, links=manifest.links())
         self.archive.pin(stored.digest, kind=Kind.MANIFEST)
         return stored.digest
 
@@ -101,7 +102,7 @@ class Repository:
         if isinstance(document, (Manifest, AdapterRecord)):
             raise RefusedError(f"a {document.kind_name()} is stored with its own put, which checks more")
         self._check_links(document, dict.fromkeys(document.links()))
-        return self.archive.put_bytes(document.to_bytes(), kind=Kind.RECORD, links=document.links()).digest
+        return self.archive.put_bytes(_sealed(document), kind=Kind.RECORD, links=document.links()).digest
 
     def load_record(self, digest: Digest, record_type: type[D]) -> D:
         """Read a record of a known type; see `manifests.loading.load_document` for the errors."""
@@ -127,7 +128,7 @@ class Repository:
                     digest = found
                     break
             else:
-                data = record.to_bytes()
+                data = _sealed(record)
                 digest = self.archive.put_bytes(data, kind=Kind.RECORD, links=record.links()).digest
                 tx.append("adapter.record", adapter=str(record.adapter), base=str(record.base), record=str(digest))
         self.archive.pin(digest, kind=Kind.RECORD)
@@ -181,6 +182,13 @@ class Repository:
                     f"this {document.kind_name()} names {what} {link}, which {self.archive.path} does not hold;"
                     " put it first"
                 )
+
+
+def _sealed(document: Document) -> bytes:
+    """The bytes to store, read back first: `model_copy(update=...)` makes documents that no rule has seen."""
+    data = document.to_bytes()
+    type(document).from_bytes(data)
+    return data
 
 
 def _check_agrees(record: AdapterRecord, known: AdapterRecord) -> None:

@@ -251,3 +251,14 @@ def test_two_openings_of_one_archive_agree(house: House) -> None:
     digest = house.put(house.adapter("one"))
     with Archive.open(Path(house.archive.path)) as again:
         assert list(Repository(again).manifests()) == [digest]
+
+
+def test_documents_made_behind_the_rules_are_not_stored(house: House) -> None:
+    manifest = house.manifest(house.adapter("one"))
+    twice = manifest.assembly.model_copy(update={"adapters": manifest.assembly.adapters * 2})
+    with pytest.raises(InvalidDocumentError, match="twice"):
+        house.repository.put(manifest.model_copy(update={"assembly": twice}))
+    record = house.record(house.tree(a=b"a"))
+    with pytest.raises(InvalidDocumentError, match="rank"):
+        house.repository.put_adapter_record(record.model_copy(update={"rank": 0}))
+    assert list(house.repository.manifests()) == []
