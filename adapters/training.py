@@ -198,11 +198,12 @@ def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
         # Filling every fresh tensor with NaN only helps to find kernels that read it, and costs a pass over memory.
-        filling, deterministic.fill_uninitialized_memory = deterministic.fill_uninitialized_memory, False
+        filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # set on the module's class
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
-            deterministic.fill_uninitialized_memory = filling
+            deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
