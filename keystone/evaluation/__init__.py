@@ -5,7 +5,6 @@ from keystone.evaluation.errors import (
     EvaluationError,
     SandboxError,
     SuiteExhaustedError,
-    UnknownFamilyError,
 )
 from keystone.evaluation.process_sandbox import ProcessSandbox
 from keystone.evaluation.sandbox import Execution, Limits, Program, Sandbox, Status
@@ -38,7 +37,6 @@ __all__ = [
     "SuiteExhaustedError",
     "SuiteResult",
     "Task",
-    "UnknownFamilyError",
     "Value",
     "Verdict",
     "extract_completion",

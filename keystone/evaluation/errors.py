@@ -9,12 +9,6 @@ class EvaluationError(Exception):
     exit_code = 1
 
 
-class UnknownFamilyError(EvaluationError):
-    """A family of tasks was named that the suite does not have."""
-
-    exit_code = 5
-
-
 class SuiteExhaustedError(EvaluationError):
     """More distinct tasks were asked for than the suite can draw."""
 

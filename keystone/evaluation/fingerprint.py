@@ -2,7 +2,7 @@
 
 Normalising drops what a rename or a rewording changes and keeps what the machine executes:
 
-- docstrings, annotations, comments and layout are dropped;
+- docstrings, annotations, decorators, comments and layout are dropped;
 - the function's own name, its arguments and its local names become their position of first appearance;
 - constants, operators, attributes, keywords, builtins and other global names are kept.
 
@@ -17,15 +17,23 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from csf_store import Digest
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
-_SKIPPED_FIELDS = frozenset({"annotation", "ctx", "kind", "returns", "simple", "type_comment", "type_params"})
+_SKIPPED_FIELDS = frozenset(
+    {"annotation", "ctx", "decorator_list", "kind", "returns", "simple", "type_comment", "type_params"}
+)
 _LITERAL_FIELDS = frozenset(
     {(ast.Attribute, "attr"), (ast.keyword, "arg"), (ast.alias, "name"), (ast.ImportFrom, "module")}
 )
+_BINDERS = (
+    *(ast.arg, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.alias),
+    *(ast.MatchAs, ast.MatchStar, ast.MatchMapping, ast.Global, ast.Nonlocal),
+)
+_LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.IfExp)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -56,6 +64,25 @@ def source_fingerprint(source: str) -> Digest:
     for node in function_nodes(source):
         return fingerprint(node)
     raise LookupError("the source defines no function to take a fingerprint of")
+
+
+class Outline(NamedTuple):
+    """A function's skeleton in two halves, so that a few observed functions describe all that recombine their parts.
+
+    Attributes:
+        frame: Digest of the skeleton with every part left open.
+        parts: Digests of the parts: the largest expressions that are about one variable and loop over nothing.
+    """
+
+    frame: Digest
+    parts: frozenset[Digest]
+
+
+def outline(function: FunctionNode) -> Outline:
+    """The function's frame and parts."""
+    writer = _OutlineNormaliser(function)
+    frame = Digest.of(writer.text(function).encode())
+    return Outline(frame, frozenset(writer.parts))
 
 
 class _Normaliser:
@@ -105,6 +132,27 @@ class _SkeletonNormaliser(_Normaliser):
         return "_"
 
 
+class _OutlineNormaliser(_SkeletonNormaliser):
+    def __init__(self, function: FunctionNode) -> None:
+        super().__init__(function)
+        self._function = function
+        self.parts: set[Digest] = set()
+
+    def _node(self, node: ast.AST) -> str:
+        if not self._is_part(node):
+            return super()._node(node)
+        # A writer of its own for each part, so that its variable is the first one wherever it stands.
+        self.parts.add(Digest.of(_SkeletonNormaliser(self._function).text(node).encode()))
+        return "(part)"
+
+    def _is_part(self, node: ast.AST) -> bool:
+        if not isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.Call | ast.Subscript):
+            return False
+        inner = list(ast.walk(node))
+        variables = {name.id for name in inner if isinstance(name, ast.Name) and name.id in self._bound}
+        return len(variables) <= 1 and not any(isinstance(other, _LOOPS) for other in inner)
+
+
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     first = body[0] if body else None
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
@@ -117,10 +165,14 @@ def _bound_names(function: FunctionNode) -> frozenset[str]:
     bound: set[str] = {function.name}
     free: set[str] = set()
     for node in ast.walk(function):
+        if isinstance(node, ast.Name):  # most nodes are names; the match below is slower
+            if not isinstance(node.ctx, ast.Load):
+                bound.add(node.id)
+            continue
+        if not isinstance(node, _BINDERS):
+            continue
         match node:
             case ast.arg(arg=name):
-                bound.add(name)
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
                 bound.add(name)
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 bound.add(name)

@@ -85,6 +85,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
+    os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _PRELOADED:
         __import__(name)

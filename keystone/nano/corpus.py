@@ -8,8 +8,8 @@ Two kinds of documents, each with its provenance:
 - *exercises*: one function per document, prompt and solution, drawn from the training side of the suite `basics`.
 
 Decontamination: no function in the training text may be a held-out task. Exercises are on the training side by
-construction. A library function is cut out if its shape (its syntax tree with constants blanked) is one that the
-suite can produce and the split puts it on the held-out side; and in any case if it is a task of the frozen draw.
+construction. A library function is cut out if its shape (frame and parts, constants blanked) is one that the suite can
+produce and the split puts it on the held-out side; and in any case if it is a task of the frozen draw.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from keystone.evaluation.basics import (
     in_held_out_fraction,
     training_drafts,
 )
-from keystone.evaluation.fingerprint import FunctionNode, fingerprint, function_nodes, skeleton
+from keystone.evaluation.fingerprint import FunctionNode, fingerprint, function_nodes, outline
 
 Split = Literal["train", "held-out"]
 
@@ -51,7 +51,8 @@ _EXCLUDED_FILES = frozenset(
     {"__hello__.py", "antigravity.py", "html/entities.py", "locale.py", "stringprep.py", "this.py"}
 )
 _LEAST_ENTROPY = 0.14  # compressed size over size; below it a file is a table, not a program
-_SHAPES_PER_FAMILY = 300
+_SHAPE_DRAWS = 1200  # at most so many draws to learn a family's shapes, and fewer when
+_SHAPE_PATIENCE = 120  # so many in a row bring nothing new
 _LARGEST_TASK_NODES = 90  # no canonical solution has more syntax nodes; larger functions need not be looked at
 
 
@@ -117,23 +118,30 @@ def without_held_out_functions(source: str) -> str:
 
 def is_held_out_function(node: FunctionNode) -> bool:
     """Whether a function found in some text is a task that may not be trained on."""
-    if sum(1 for _ in ast.walk(node)) > _LARGEST_TASK_NODES:
+    if next(itertools.islice(ast.walk(node), _LARGEST_TASK_NODES, None), None) is not None:
         return False
     mark = fingerprint(node)
     if mark in frozen_fingerprints():
         return True
-    owners = _suite_shapes().get(skeleton(node), frozenset())
+    shape = outline(node)
+    owners = [family for family, parts in _suite_shapes().get(shape.frame, {}).items() if shape.parts <= parts]
     return any(family.held_out for family in owners) or (bool(owners) and in_held_out_fraction(mark))
 
 
 @cache
-def _suite_shapes() -> dict[Digest, frozenset[Family]]:
-    """Skeletons that the suite's families produce, and which families do."""
-    shapes: dict[Digest, set[Family]] = {}
+def _suite_shapes() -> dict[Digest, dict[Family, set[Digest]]]:
+    """For every frame that the suite's families produce: which families do, and with which parts."""
+    shapes: dict[Digest, dict[Family, set[Digest]]] = {}
     for family in families().values():
-        for draft in itertools.islice(draft_stream(family, "shapes", 0), _SHAPES_PER_FAMILY):
-            shapes.setdefault(draft.skeleton, set()).add(family)
-    return {shape: frozenset(owners) for shape, owners in shapes.items()}
+        stale = 0
+        for draft in itertools.islice(draft_stream(family, "shapes", 0), _SHAPE_DRAWS):
+            shape = draft.outline
+            known = shapes.setdefault(shape.frame, {}).setdefault(family, set())
+            stale = stale + 1 if shape.parts <= known else 0
+            known |= shape.parts
+            if stale >= _SHAPE_PATIENCE:
+                break
+    return shapes
 
 
 def _functions(source: str) -> list[FunctionNode]:

@@ -21,14 +21,15 @@ class Dice:
 
     def __init__(self, *path: str | int) -> None:
         text = "\x1f".join(f"{type(part).__name__}:{part}" for part in path)
-        self._bits = random.Random(int.from_bytes(blake3(text.encode()).digest(), "big"))  # noqa: S311 - not a secret
+        seed = int.from_bytes(blake3(text.encode()).digest(), "big")
+        self._bits = random.Random(seed).getrandbits  # noqa: S311 - not a secret
 
     def below(self, bound: int) -> int:
         """A uniform integer in [0, bound), by rejection."""
         width = bound.bit_length()
-        value = self._bits.getrandbits(width)
+        value = self._bits(width)
         while value >= bound:
-            value = self._bits.getrandbits(width)
+            value = self._bits(width)
         return value
 
     def between(self, low: int, high: int) -> int:

@@ -8,7 +8,6 @@ and happens here, only when somebody needs the tests: text for training does not
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from functools import cached_property
 from csf_store import Digest
 from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.text_pieces import word
-from keystone.evaluation.fingerprint import fingerprint, skeleton
+from keystone.evaluation.fingerprint import Outline, fingerprint, outline, skeleton
 from keystone.evaluation.task import Case, Side, Task, Value
 
 Args = tuple[Value, ...]
@@ -38,7 +37,7 @@ class Draft:
         params: Parameter names.
         statement: What the function does, in one sentence; may contain `{}`-free text only.
         body: Lines of the canonical body, not indented.
-        reference: The truth, built from the pieces' callables.
+        reference: The truth, built from the pieces' callables; it never changes its arguments.
         inputs: Arguments of the hidden tests.
         examples: Candidate arguments for the doctest line; the first one with a telling result is shown.
     """
@@ -66,7 +65,7 @@ class Draft:
         """Signature and docstring, ready to be completed."""
         args = self._example()
         call = f"{self.name}({', '.join(show(arg) for arg in args)})"
-        shown = show(self._truth(args))
+        shown = show(self.reference(*args))
         return f'{self.signature}    """{self.statement}\n\n    >>> {call}\n    {shown}\n    """\n'
 
     @cached_property
@@ -79,9 +78,14 @@ class Draft:
         """The function's shape: what is left when its constants are blanked."""
         return skeleton(self._function)
 
+    @property
+    def outline(self) -> Outline:
+        """The function's shape in two halves."""
+        return outline(self._function)
+
     def task(self, suite: str, family: str, side: Side) -> Task:
         """The finished task, with its hidden tests."""
-        cases = tuple(Case(copy.deepcopy(args), self._truth(args)) for args in self.inputs)
+        cases = tuple(Case(args, self.reference(*args)) for args in self.inputs)
         name = f"{family}/{self.fingerprint.hex[:12]}"
         return Task(suite, family, name, self.prompt, self.solution, self.name, cases, side)
 
@@ -92,12 +96,9 @@ class Draft:
             raise TypeError(f"the draft {self.name!r} is not a function definition")
         return function
 
-    def _truth(self, args: Args) -> Value:
-        return self.reference(*copy.deepcopy(args))
-
     def _example(self) -> Args:
         for args in self.examples:
-            result = self._truth(args)
+            result = self.reference(*args)
             if result not in (None, False, 0, "", [], {}) and result not in args:
                 return args
         return self.examples[0]

@@ -207,11 +207,14 @@ def tasks_digest(tasks: Sequence[Task]) -> Digest:
 
 
 def suite_digest() -> Digest:
-    """Digest of the suite: its version, its families and the frozen held-out draw."""
-    return suite_digest_of(draw_held_out(FROZEN_COUNT, FROZEN_SEED))
+    """Digest of the suite: its version, its families and the frozen held-out draw.
+
+    Computed anew, in some seconds; `frozen_split().digest` is the value on record.
+    """
+    return suite_digest_of(tasks_digest(draw_held_out(FROZEN_COUNT, FROZEN_SEED)))
 
 
-def suite_digest_of(frozen_draw: Sequence[Task]) -> Digest:
-    """`suite_digest` for somebody who has the frozen draw already."""
+def suite_digest_of(frozen_draw: Digest) -> Digest:
+    """`suite_digest` for somebody who has the digest of the frozen draw already."""
     head = [SUITE_NAME, TASK_SUITE_VERSION, [[family.name, family.held_out] for family in _FAMILIES.values()]]
-    return Digest.of(json.dumps(head, separators=(",", ":")).encode() + bytes(tasks_digest(frozen_draw)))
+    return Digest.of(json.dumps(head, separators=(",", ":")).encode() + bytes(frozen_draw))
