@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         PickleRefusedError,
         StorageError,
     )
-    from csf_store.ledger import JSON, Ledger, LedgerEntry, LedgerTransaction
+    from csf_store.ledger import Ledger, LedgerTransaction
+    from csf_store.ledger_line import JSON, LedgerEntry
     from csf_store.ledger_state import Pin, RefMove
     from csf_store.marker import default_archive_path
     from csf_store.objects import Kind, ObjectInfo, Stored
@@ -39,7 +40,8 @@ _HOMES = {
         "PickleRefusedError",
         "StorageError",
     ),
-    "ledger": ("JSON", "Ledger", "LedgerEntry", "LedgerTransaction"),
+    "ledger": ("Ledger", "LedgerTransaction"),
+    "ledger_line": ("JSON", "LedgerEntry"),
     "ledger_state": ("Pin", "RefMove"),
     "marker": ("default_archive_path",),
     "objects": ("Kind", "ObjectInfo", "Stored"),

@@ -6,44 +6,35 @@ what happened, ``index.sqlite`` a cache. What a method returned is durable: data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from csf_store.check import Check, VerifyReport
-from csf_store.digest import MIN_PREFIX_HEX, Buffer, Digest, hex_digits
+from csf_store.digest import Buffer, Digest
 from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
-from csf_store.errors import AmbiguousPrefixError, ConflictError, CorruptError, InvalidInputError, NotFoundError
-from csf_store.framing import RECORD_HEADER_SIZE, SEAL_AT
+from csf_store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
+from csf_store.framing import SEAL_AT
 from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_bytes, plan_file
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
-from csf_store.objects import Kind, Layout, ObjectInfo, Stored
-from csf_store.output import write_file, write_tree
+from csf_store.objects import Kind, Stored
 from csf_store.pipeline import Pipeline
-from csf_store.retrieve import OpenObject, Retrieve
-from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo
+from csf_store.reading import Reading
 from csf_store.store import Store
 from csf_store.trees import Tree, TreeEntry, decode_tree, encode_tree
 
-_CACHED_OBJECTS: Final = 64
 
-
-class Archive:
+class Archive(Reading):
     """An open archive. Use it as a context manager, or call ``close``. Thread-safe."""
 
     def __init__(self, path: Path, archive_id: bytes, fs: FileSystem, seal_at: int) -> None:
         """Use ``Archive.open`` or ``Archive.create``."""
         self.path = path
         self.id = archive_id
-        self._fs = fs
-        self._store = Store(fs, path, archive_id, seal_at=seal_at)
-        self._pipeline = Pipeline()
+        super().__init__(fs, Store(fs, path, archive_id, seal_at=seal_at), Pipeline())
         self._ingest = Ingest(self._store, self._pipeline)
-        self._retrieve = Retrieve(self._store, self._pipeline)
-        self._opened: dict[Digest, tuple[OpenObject, SafetensorsHeader]] = {}
         self.ledger = Ledger(fs, path, archive_id)
 
     @classmethod
@@ -223,187 +214,7 @@ class Archive:
         """What is pinned, in the order of pinning."""
         return self.ledger.pins()
 
-    # -- getting -----------------------------------------------------------------------------------------------------
-
-    def get_bytes(self, digest: Digest, *, kind: Kind | None = None) -> bytes:
-        """The content of an object, proven against its digest.
-
-        Raises:
-            NotFoundError: if it is not there as that kind.
-            CorruptError: if any byte of it is not what was put.
-        """
-        return self._retrieve.content_bytes(self._retrieve.open(digest, kind))
-
-    def pieces(self, digest: Digest, *, kind: Kind | None = None) -> Iterator[memoryview]:
-        """The content of an object in pieces, each good until the next is taken; all proven before the first is given.
-
-        It is read twice, which is the price of a stream that can not be taken back.
-        """
-        found = self._retrieve.open(digest, kind)
-        for _ in self._retrieve.content(found):
-            pass
-        yield from self._retrieve.content(found)
-
-    def get_file(
-        self, digest: Digest, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
-    ) -> None:
-        """Writes a blob (or the bytes of another object) to a file, complete and proven or not at all.
-
-        Raises:
-            ConflictError: if ``out`` exists and ``overwrite`` is not set.
-        """
-        found = self._retrieve.open(digest, None)
-        content = self._retrieve.content
-        write_file(self._fs, Path(out), lambda: _counted(content(found), progress), overwrite=overwrite)
-
-    def get_tree(
-        self, digest: Digest, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
-    ) -> None:
-        """Writes a tree to a directory, complete and proven or not at all.
-
-        Raises:
-            ConflictError: if ``out`` exists, is not an empty directory, and ``overwrite`` is not set.
-        """
-        tree = self.tree(digest)
-        write_tree(self._fs, Path(out), tree, self._blob_content, overwrite=overwrite, progress=progress)
-
-    def _blob_content(self, entry: TreeEntry) -> Iterator[memoryview]:
-        found = self._retrieve.open(entry.blob, Kind.BLOB)
-        if found.size != entry.size:
-            raise CorruptError(f"{entry.path}: blob {entry.blob} has {found.size} bytes, the tree says {entry.size}")
-        return self._retrieve.content(found)
-
-    def tree(self, digest: Digest) -> Tree:
-        """The entries of a tree."""
-        return decode_tree(self.get_bytes(digest, kind=Kind.TREE), digest)
-
-    # -- tensors -----------------------------------------------------------------------------------------------------
-
-    def tensors(self, blob: Digest) -> Mapping[str, TensorInfo]:
-        """The tensors of a safetensors blob by name, in the order of their data."""
-        return self._safetensors(blob)[1].tensors
-
-    def metadata(self, blob: Digest) -> Mapping[str, str]:
-        """The ``__metadata__`` of a safetensors blob."""
-        return self._safetensors(blob)[1].metadata
-
-    def read_tensor(self, blob: Digest, name: str, out: bytearray | memoryview | None = None) -> bytearray | memoryview:
-        """The bytes of one tensor, reading only its chunks; each is checked against its own digest.
-
-        Args:
-            blob: a safetensors blob.
-            name: which tensor.
-            out: a writable, contiguous buffer of exactly its size to decode into; a new one without it.
-
-        Raises:
-            NotFoundError: if there is no such tensor.
-            CorruptError: if a chunk is damaged; ``out`` may then hold anything.
-        """
-        found, header = self._safetensors(blob)
-        tensor = header.tensors.get(name)
-        if tensor is None:
-            raise NotFoundError(f"{blob} holds no tensor {name!r}; csf ls lists its tensors")
-        target = bytearray(tensor.nbytes) if out is None else out
-        view = memoryview(target).cast("B") if tensor.nbytes or len(target) else memoryview(bytearray())
-        if view.readonly or len(view) != tensor.nbytes:
-            raise InvalidInputError(f"out takes {len(view)} bytes; tensor {name!r} needs {tensor.nbytes} writable ones")
-        self._retrieve.read_into(found, tensor.offset, view)
-        return target
-
-    def read_tensors(self, blob: Digest, place: Callable[[TensorInfo], memoryview]) -> None:
-        """Every tensor of a safetensors blob, decoded in place; the whole blob is proven, its header included.
-
-        Args:
-            blob: a safetensors blob.
-            place: gives the writable, contiguous buffer of ``info.nbytes`` bytes that a tensor is decoded into.
-
-        Raises:
-            CorruptError: if any byte of the blob is not what was put; the buffers may then hold anything.
-        """
-        found, header = self._safetensors(blob)
-        self._retrieve.read_tensors_into(found, header, place)
-
-    def _safetensors(self, blob: Digest) -> tuple[OpenObject, SafetensorsHeader]:
-        cached = self._opened.get(blob)
-        if cached is None:
-            found = self._retrieve.open(blob, Kind.BLOB)
-            cached = (found, self._retrieve.header(found))
-            if len(self._opened) >= _CACHED_OBJECTS:
-                self._opened.clear()
-            self._opened[blob] = cached
-        return cached
-
-    # -- looking -----------------------------------------------------------------------------------------------------
-
-    def contains(self, digest: Digest, kind: Kind | None = None) -> bool:
-        """Whether an object is there (as that kind)."""
-        if kind is not None:
-            return self._store.find_object(bytes(digest), kind) is not None
-        return bool(self._store.kinds(bytes(digest)))
-
-    def stat(self, digest: Digest) -> ObjectInfo:
-        """What is known of an object without reading its content.
-
-        Raises:
-            NotFoundError: if it is not there.
-        """
-        kinds = tuple(self._store.kinds(bytes(digest)))
-        opened = [self._retrieve.open(digest, kind) for kind in kinds] or [self._retrieve.open(digest, None)]
-        chunks = {chunk.digest for each in opened for chunk in each.body.chunks}
-        wheres = [self._store.find_object(bytes(digest), kind) for kind in kinds]
-        wheres += [self._store.find_chunk(chunk) for chunk in chunks]
-        stored = sum(RECORD_HEADER_SIZE + where.stored for where in wheres if where)
-        links = tuple(sorted({link for each in opened for link in each.body.links}))
-        return ObjectInfo(digest, kinds, opened[0].size, stored, max(len(each.body.chunks) for each in opened), links)
-
-    def content_size(self, digest: Digest) -> int:
-        """Bytes of an object's content; of a tree, of all its files."""
-        if self.contains(digest, Kind.TREE):
-            return self.tree(digest).size
-        return self._retrieve.open(digest, None).size
-
-    def is_safetensors(self, digest: Digest) -> bool:
-        """Whether an object is a blob whose tensors can be read one by one."""
-        return self.contains(digest, Kind.BLOB) and (
-            self._retrieve.open(digest, Kind.BLOB).body.layout == Layout.SAFETENSORS
-        )
-
-    def segment_bytes(self) -> int:
-        """Bytes of all segments together: what a full verification reads."""
-        return sum(state.size for state in self._store.segments().values())
-
-    def links(self, digest: Digest) -> tuple[Digest, ...]:
-        """The digests an object needs, ascending."""
-        return self.stat(digest).links
-
-    def objects(self, kind: Kind | None = None) -> Iterator[ObjectInfo]:
-        """Every object (of a kind), in the order of digests."""
-        seen: Digest | None = None
-        for raw, found in self._store.objects():
-            digest = Digest(raw)
-            if (kind is None or found == kind) and digest != seen:
-                seen = digest
-                yield self.stat(digest)
-
-    def resolve(self, text: str, *, kind: Kind | None = None) -> Digest:
-        """The digest that a full digest or a unique prefix (8 hex digits or more) stands for.
-
-        Raises:
-            NotFoundError: if nothing begins with it.
-            AmbiguousPrefixError: if several objects do.
-        """
-        digits = hex_digits(text)
-        if len(digits) < MIN_PREFIX_HEX:
-            raise InvalidInputError(f"{text!r} has {len(digits)} hex digits; type at least {MIN_PREFIX_HEX}")
-        first, last = bytes.fromhex(digits.ljust(64, "0")), bytes.fromhex(digits.ljust(64, "f"))
-        rows = self._store.objects(first, last, 64)
-        fitting = sorted({raw for raw, found in rows if kind is None or found == kind})
-        if not fitting:
-            raise NotFoundError(f"no {kind or 'object'} here begins with {text}; see csf ls")
-        if len(fitting) > 1:
-            some = ", ".join(Digest(raw).hex[: len(digits) + 8] for raw in fitting[:4])
-            raise AmbiguousPrefixError(f"{text} fits several objects ({some} ...); type more digits")
-        return Digest(fitting[0])
+    # -- checking ---------------------------------------------------------------------------------------------------
 
     def verify(
         self,
@@ -428,13 +239,6 @@ class Archive:
             if digests is not None
             else check.everything(deep=deep, reachable_only=reachable_only)
         )
-
-
-def _counted(pieces: Iterator[memoryview], progress: Progress | None) -> Iterator[memoryview]:
-    for piece in pieces:
-        yield piece
-        if progress:
-            progress(len(piece))
 
 
 def _as_tree(data: bytes) -> Tree:

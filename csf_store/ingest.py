@@ -30,7 +30,8 @@ from csf_store.safetensors_layout import (
     plain_cuts,
     tensor_cuts,
 )
-from csf_store.store import Store, chunk_header, object_header
+from csf_store.segment import chunk_header, object_header
+from csf_store.store import Store
 
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of bytes just done."""

@@ -15,76 +15,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 import rfc8785
 
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem, read_exact, storage_errors, write_all
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
+from csf_store.ledger_line import JSON, MAX_LINE, RESERVED, TIME, LedgerEntry, parse_line
 from csf_store.ledger_state import LedgerState, Pin, RefMove, check_event
 from csf_store.merkle import HASH_SIZE, Frontier, leaf_hash
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 LEDGER: Final = "ledger.jsonl"
 LOCK: Final = "ledger.lock"
 GENESIS_EVENT: Final = "archive.created"
-_RESERVED: Final = frozenset({"event", "seq", "time", "prev"})
 _READ: Final = 4 << 20
-MAX_LINE: Final = 1 << 20
-_TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-
-
-class LedgerEntry(NamedTuple):
-    """One event.
-
-    Attributes:
-        seq: its number, from 0.
-        time: RFC 3339 UTC, microseconds.
-        event: its type.
-        fields: what it says.
-        leaf: RFC 9162 leaf hash of the line.
-    """
-
-    seq: int
-    time: str
-    event: str
-    fields: Mapping[str, JSON]
-    leaf: bytes
-
-
-def parse_line(line: bytes, seq: int, previous: bytes, earliest: str) -> LedgerEntry:
-    """Reads the line that must be number ``seq``, after the leaf ``previous`` and not before the time ``earliest``.
-
-    Raises:
-        CorruptError: naming the line that was altered.
-    """
-    try:
-        document = json.loads(line)
-        if not isinstance(document, dict) or rfc8785.dumps(document) != line:
-            raise ValueError("it is not canonical JSON")
-        event, time, stated = document["event"], document["time"], document["prev"]
-        if not _RFC3339.fullmatch(time):
-            raise ValueError(f"its time {time!r} is not RFC 3339 with microseconds")
-        if not isinstance(event, str) or type(document["seq"]) is not int or document["seq"] != seq:
-            raise ValueError(f"it says it is number {document['seq']}")
-    except (ValueError, KeyError, TypeError, RecursionError, rfc8785.CanonicalizationError) as error:
-        raise CorruptError(f"ledger line {seq} was altered: {error}; compare with a backup or a checkpoint") from error
-    if stated != previous.hex():
-        raise CorruptError(
-            f"ledger line {seq - 1 if seq else 0} was altered, or lines around it were removed or added: line {seq} "
-            "does not follow it by hash; compare with a backup or a checkpoint"
-        )
-    if time < earliest:
-        raise CorruptError(f"ledger line {seq} was altered: its time {time} is before the line above it")
-    fields = {key: value for key, value in document.items() if key not in _RESERVED}
-    return LedgerEntry(seq, time, event, fields, leaf_hash(line))
 
 
 class Ledger:
@@ -317,10 +266,10 @@ class Ledger:
 
     def _draft(self, event: str, fields: Mapping[str, JSON]) -> tuple[bytes, LedgerEntry]:
         """Makes the next line and takes it into the state; the transaction writes it."""
-        if not event or _RESERVED & fields.keys():
-            raise InvalidInputError(f"event {event!r}: it needs a name, and may not set {sorted(_RESERVED)} itself")
+        if not event or RESERVED & fields.keys():
+            raise InvalidInputError(f"event {event!r}: it needs a name, and may not set {sorted(RESERVED)} itself")
         check_event(event, fields)
-        now = max(datetime.now(UTC).strftime(_TIME), self._last.time)
+        now = max(datetime.now(UTC).strftime(TIME), self._last.time)
         try:
             line = rfc8785.dumps(
                 {**fields, "event": event, "seq": len(self._starts), "time": now, "prev": self._last.leaf.hex()}

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from csf_store.codecs import CodecError, codec
 from csf_store.digest import Buffer, Digest
-from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
+from csf_store.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
 from csf_store.framing import CHUNK_SIZE, FramingError, RecordHeader, RecordType
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
@@ -76,7 +76,10 @@ class Retrieve:
         """The whole content, proven."""
         if found.body.form == Form.INLINE:
             return b"".join(self.content(found))
-        data = bytearray(found.size)
+        try:
+            data = bytearray(found.size)
+        except MemoryError as error:
+            raise StorageError(f"{found.digest} has {found.size} bytes, more than memory; get it to a file") from error
         for _ in self._pipeline.ordered(self._decode, self._parts(found.body, 0, memoryview(data))):
             pass
         if Digest.of(data) != found.digest:

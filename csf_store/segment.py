@@ -39,6 +39,7 @@ from csf_store.framing import (
     unpack_record_header,
     unpack_trailer,
 )
+from csf_store.objects import Kind
 
 SUFFIX: Final = ".csfs"
 
@@ -222,6 +223,8 @@ class SegmentWriter:
     def sync(self) -> FileStat:
         """Makes everything written so far durable, the file's name included."""
         with storage_errors(self.path):
+            if self._failed:
+                raise StorageError(f"{self.path}: an earlier write failed; open the archive again")
             if self._dirty:
                 self._failed = True
                 self._fs.fsync(self._fd)
@@ -257,3 +260,13 @@ class SegmentWriter:
         if not self.closed:
             self.closed = True
             self._fs.close(self._fd)
+
+
+def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer) -> RecordHeader:
+    """The header of a chunk record."""
+    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored))
+
+
+def object_header(digest: Digest, kind: Kind, codec: int, size: int, payload: Buffer) -> RecordHeader:
+    """The header of an object record."""
+    return RecordHeader(RecordType.OBJECT, codec, kind.number, size, len(payload), bytes(digest), stored_hash(payload))

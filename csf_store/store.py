@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-from csf_store.digest import Buffer, Digest
+from csf_store.digest import Buffer
 from csf_store.durable import FileStat, FileSystem, storage_errors
 from csf_store.errors import CorruptError, CsfError
 from csf_store.framing import (
@@ -30,7 +30,7 @@ from csf_store.framing import (
 from csf_store.index import Index, IndexUnusableError, Location, Lost, SegmentState, remove
 from csf_store.objects import KINDS, Kind
 from csf_store.recovery import entry_of, scan
-from csf_store.segment import Record, SegmentReader, SegmentWriter, read_footer, segment_id_of, stored_hash
+from csf_store.segment import Record, SegmentReader, SegmentWriter, read_footer, segment_id_of
 
 SEGMENTS: Final = "segments"
 INDEX: Final = "index.sqlite"
@@ -56,9 +56,14 @@ class Store:
         self._pending: list[tuple[str, FooterEntry]] = []
         self._pending_at: dict[tuple[bytes, int], Location] = {}
         self._sealed: list[SegmentState] = []
+        self._distrusted: set[str] = set()
         self._index = self._open_index()
         self.names: dict[int, SegmentState] = {}
-        self._using_index(self._reconcile)
+        try:
+            self._using_index(self._reconcile)
+        except BaseException:
+            self._index.close()
+            raise
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
@@ -228,15 +233,14 @@ class Store:
             try:
                 writer = self._ready_writer()
                 offset = writer.append(header, payload)
+                self._pending.append((writer.path.name, entry_of(header, offset)))
+                where = Location(self._writer_row, offset, header.stored_length, header.raw_length, header.codec)
+                self._pending_at[header.digest, header.kind if header.type == RecordType.OBJECT else 0] = where
+                if writer.length >= self._seal_at:
+                    self._seal(writer)
             except BaseException:
                 self._abandon()
                 raise
-            entry = entry_of(header, offset)
-            self._pending.append((writer.path.name, entry))
-            where = Location(self._writer_row, offset, header.stored_length, header.raw_length, header.codec)
-            self._pending_at[header.digest, header.kind if header.type == RecordType.OBJECT else 0] = where
-            if writer.length >= self._seal_at:
-                self._seal(writer)
             return RECORD_HEADER_SIZE + len(payload)
 
     def commit(self) -> None:
@@ -271,9 +275,14 @@ class Store:
         self._writer = None
 
     def _abandon(self) -> None:
-        """After a failed write nobody knows what reached the disk: leave the segment as it is and forget the rest."""
+        """After a failed write nobody knows what reached the disk: leave the segment as it is and forget the rest.
+
+        It is not written to again either: after a failed sync the system may call lost pages clean, and the next sync
+        would succeed without having written them.
+        """
         self._pending, self._pending_at, self._sealed = [], {}, []
         if self._writer is not None:
+            self._distrusted.add(self._writer.path.name)
             self._writer.close()
             self._writer = None
 
@@ -290,7 +299,12 @@ class Store:
         """An unsealed segment that nobody writes to and that is whole to its last byte, or None."""
         for state in self.segments().values():
             path = self.directory / state.name
-            if state.sealed or not SEGMENT_HEADER_SIZE <= state.end < self._seal_at or not path.exists():
+            if (
+                state.sealed
+                or state.name in self._distrusted
+                or not SEGMENT_HEADER_SIZE <= state.end < self._seal_at
+                or not path.exists()
+            ):
                 continue
             writer = SegmentWriter.resume(self.fs, path)
             if writer is None:
@@ -331,13 +345,3 @@ class Store:
                     self._writer = None
                 self._drop_readers()
                 self._index.close()
-
-
-def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer) -> RecordHeader:
-    """The header of a chunk record."""
-    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored))
-
-
-def object_header(digest: Digest, kind: Kind, codec: int, size: int, payload: Buffer) -> RecordHeader:
-    """The header of an object record."""
-    return RecordHeader(RecordType.OBJECT, codec, kind.number, size, len(payload), bytes(digest), stored_hash(payload))

@@ -27,7 +27,7 @@ from csf_store.framing import (
     pack_segment_header,
     pack_trailer,
 )
-from csf_store.ledger import parse_line
+from csf_store.ledger_line import parse_line
 from csf_store.merkle import Frontier, leaf_hash
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
 from csf_store.segment import stored_hash

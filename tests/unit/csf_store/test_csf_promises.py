@@ -30,7 +30,7 @@ from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
 from csf_store.framing import CHUNK_SIZE
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
-from csf_store.store import object_header
+from csf_store.segment import object_header
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""The write order of FORMAT.md, watched on a file system that keeps a diary."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from csf_store import Archive, Kind, StorageError
+from csf_store.digest import Buffer
+from csf_store.durable import OsFileSystem
+from csf_store.index import Index
+
+
+class Diary(OsFileSystem):
+    """Notes what is written and synced, in order; can fail any sync."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.fail_sync_of: str | None = None
+
+    def _name(self, fd: int) -> str:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        return "segment" if path.suffix == ".csfs" else path.name
+
+    def write(self, fd: int, parts: Sequence[Buffer]) -> int:
+        self.notes.append(f"write {self._name(fd)}")
+        return super().write(fd, parts)
+
+    def fsync(self, fd: int) -> None:
+        if self._name(fd) == self.fail_sync_of:
+            raise OSError(5, "Input/output error")
+        self.notes.append(f"sync {self._name(fd)}")
+        super().fsync(fd)
+
+    def fsync_directory(self, path: Path) -> None:
+        self.notes.append(f"sync {path.name}/")
+        super().fsync_directory(path)
+
+
+@pytest.fixture
+def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
+    diary = Diary()
+    add = Index.add
+
+    def noted(index: Index, *arguments: object) -> None:
+        diary.notes.append("index")
+        add(index, *arguments)
+
+    monkeypatch.setattr(Index, "add", noted)
+    return diary
+
+
+def _story(diary: Diary) -> str:
+    return re.sub(r"(write segment )+", "write segment ", " ".join(diary.notes) + " ").strip()
+
+
+def test_data_then_index_then_ledger(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True, fs=diary) as archive:
+        diary.notes.clear()
+        stored = archive.put_bytes(bytes(range(256)) * 1000)
+        assert _story(diary) == "write segment sync segment sync segments/ index"
+        diary.notes.clear()
+        archive.pin(stored.digest, kind=Kind.BLOB, name="x")
+        assert _story(diary) == "write ledger.jsonl sync ledger.jsonl"
+        diary.notes.clear()
+        archive.put_bytes(b"the segment's name is durable already")
+        assert _story(diary) == "write segment sync segment index"
+        diary.notes.clear()
+        archive.put_bytes(b"the segment's name is durable already")
+        assert diary.notes == []
+
+
+def test_the_first_ledger_line_makes_its_name_durable(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True, fs=diary):
+        assert _story(diary).endswith("write ledger.jsonl sync ledger.jsonl sync archive/")
+        marker = [note for note in diary.notes if "csf.json" in note or note == "sync archive/"]
+        assert [note.split()[0] for note in marker] == ["sync", "write", "sync", "sync", "sync"]
+
+
+def test_a_sealed_segment_is_durable_before_the_index_hears_of_it(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True, fs=diary, seal_at=1000) as archive:
+        diary.notes.clear()
+        archive.put_bytes(bytes(range(256)) * 8)
+        assert _story(diary) == "write segment sync segment sync segments/ index"
+
+
+def test_a_failed_sync_acknowledges_nothing_and_is_not_believed_later(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True, fs=diary) as archive:
+        archive.put_bytes(b"kept")
+        diary.fail_sync_of = "segment"
+        with pytest.raises(StorageError, match="failing"):
+            archive.put_bytes(b"not durable")
+        diary.fail_sync_of = None
+        diary.notes.clear()
+        assert archive.put_bytes(b"not durable").new  # written and synced anew, in another segment
+        assert _story(diary) == "write segment sync segment sync segments/ index"
+        assert archive.verify().ok
+
+
+def test_got_files_are_synced_before_they_get_their_name(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True, fs=diary) as archive:
+        digest = archive.put_bytes(b"content").digest
+        diary.notes.clear()
+        archive.get_file(digest, tmp_path / "out")
+        assert [note.split()[0] for note in diary.notes] == ["write", "sync", "sync"]
+        assert diary.notes[-1] == f"sync {tmp_path.name}/"
+    assert (tmp_path / "out").read_bytes() == b"content"
