@@ -114,6 +114,8 @@ class _Normaliser:
                 continue
             if field == "body" and isinstance(node, _SCOPES):
                 text = self.text(_without_docstring(node.body))
+            elif isinstance(node, ast.JoinedStr):
+                text = self.text([part for part in node.values if not _is_empty_text(part)])
             elif isinstance(value, str) and (type(node), field) not in _LITERAL_FIELDS:
                 text = self._name(value)
             else:
@@ -151,6 +153,11 @@ class _OutlineNormaliser(_SkeletonNormaliser):
         inner = list(ast.walk(node))
         variables = {name.id for name in inner if isinstance(name, ast.Name) and name.id in self._bound}
         return len(variables) <= 1 and not any(isinstance(other, _LOOPS) for other in inner)
+
+
+def _is_empty_text(node: ast.expr) -> bool:
+    """An empty stretch of an f-string, which some releases of Python 3.12 put into format specifications."""
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
