@@ -10,6 +10,9 @@ from click.testing import CliRunner
 from csf_store import Archive, CorruptError, Digest, Kind
 from csf_store.cli import main
 
+SEALED = 900
+"""The last record of the small archive crosses this size, so its one segment is sealed."""
+
 
 def _safetensors() -> bytes:
     header = json.dumps(
@@ -61,13 +64,14 @@ def test_every_byte_of_every_segment(tmp_path: Path, seal_at: int) -> None:
         archive.get_tree(tree, tmp_path / "out")
 
 
-@pytest.mark.parametrize("seal_at", [1 << 20, 1200], ids=["unsealed", "sealed"])
+@pytest.mark.parametrize("seal_at", [1 << 20, SEALED], ids=["unsealed", "sealed"])
 def test_get_refuses_whatever_byte_is_flipped(tmp_path: Path, seal_at: int) -> None:
     """All records here belong to one tree, so every byte is one that a get of it needs or vouches for."""
     tree = _make(tmp_path, seal_at=seal_at)
     segments = _segments(tmp_path / "archive")
     assert len(segments) == 1
     size = segments[0].stat().st_size
+    assert segments[0].read_bytes()[-64:].startswith(b"\x89CSFEND\n") == (seal_at == SEALED)
     for offset in range(size):
         _flip(segments[0], offset, 0x40)
         with Archive.open(tmp_path / "archive") as archive, pytest.raises(CorruptError, match=segments[0].name):

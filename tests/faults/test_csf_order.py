@@ -1,15 +1,17 @@
 """The write order of FORMAT.md, watched on a file system that keeps a diary."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from csf_store import Archive, Kind, StorageError
+from csf_store import Archive, ConflictError, Kind, StorageError
 from csf_store.digest import Buffer
+from csf_store.directories import list_directory
 from csf_store.durable import OsFileSystem
 from csf_store.index import Index
+from csf_store.output import write_file
 
 
 class Diary(OsFileSystem):
@@ -106,3 +108,30 @@ def test_got_files_are_synced_before_they_get_their_name(tmp_path: Path, diary: 
         assert [note.split()[0] for note in diary.notes] == ["write", "sync", "sync"]
         assert diary.notes[-1] == f"sync {tmp_path.name}/"
     assert (tmp_path / "out").read_bytes() == b"content"
+
+
+def test_each_file_of_a_directory_is_durable_before_it_is_acknowledged(tmp_path: Path, diary: Diary) -> None:
+    (tmp_path / "source").mkdir()
+    for name in "ab":
+        (tmp_path / "source" / name).write_text(f"content of {name}")
+    with Archive.open(tmp_path / "archive", create=True, fs=diary) as archive:
+        archive.put_bytes(b"the segment exists")
+        for file in list_directory(tmp_path / "source", allow_pickle=False):
+            diary.notes.clear()
+            archive.put_found(file)
+            assert _story(diary) == "write segment sync segment index"
+        diary.notes.clear()
+        archive.put_tree(tmp_path / "source")
+        assert _story(diary) == "write segment sync segment index"  # one sync: only the tree is new
+
+
+def test_nobody_overwrites_a_file_that_appears_meanwhile(tmp_path: Path) -> None:
+    def content() -> Iterator[bytes]:
+        yield b"half"
+        (tmp_path / "out").write_text("somebody was faster")
+        yield b"half"
+
+    with pytest.raises(ConflictError, match="--force"):
+        write_file(OsFileSystem(), tmp_path / "out", content, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "somebody was faster"

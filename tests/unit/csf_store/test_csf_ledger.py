@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,15 @@ def test_processes_append_one_after_the_other(tmp_path: Path) -> None:
     assert all(entry.fields["seen"] == entry.seq for entry in entries)
     for name in "ab":
         assert [entry.fields["number"] for entry in entries if entry.fields["writer"] == name] == list(range(25))
+
+
+def test_the_lock_keeps_others_out_until_the_lines_are_written(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.append("first")
+    other = threading.Thread(target=_open(tmp_path).append, args=("other",))
+    with ledger.locked() as transaction:
+        other.start()
+        other.join(timeout=0.3)
+        assert other.is_alive()
+        transaction.append("mine")
+    other.join()
+    assert [entry.event for entry in ledger.entries()] == ["archive.created", "first", "mine", "other"]

@@ -214,6 +214,23 @@ class TestLoss:
                     failed += 1
             assert failed
 
+    def test_records_that_changed_places(self, tmp_path: Path) -> None:
+        """Every record is sound, none is where it was acknowledged to be: only the index can tell."""
+        with Archive.open(tmp_path, create=True) as archive:
+            digests = [archive.put_bytes(random.Random(seed).randbytes(500)).digest for seed in (1, 2)]
+            first, second = (archive._store.find_object(bytes(digest), Kind.BLOB) for digest in digests)
+        segment = _segments(tmp_path)[0]
+        data = segment.read_bytes()
+        one, two = data[first.offset : second.offset], data[second.offset :]
+        assert len(one) == len(two)
+        segment.write_bytes(data[: first.offset] + two + one)
+        with Archive.open(tmp_path) as archive:
+            for digest in digests:
+                with pytest.raises(CorruptError, match="another one than the index says"):
+                    archive.get_bytes(digest)
+            found = {(finding.digest, finding.segment) for finding in archive.verify(reachable_only=True).findings}
+            assert found == {(digest, segment.name) for digest in digests}
+
     def test_a_segment_of_another_archive(self, tmp_path: Path) -> None:
         digests = _make(tmp_path / "a")
         with Archive.open(tmp_path / "b", create=True) as other:
