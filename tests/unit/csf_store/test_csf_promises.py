@@ -30,7 +30,7 @@ from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
 from csf_store.framing import CHUNK_SIZE
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
-from csf_store.segment import object_header
+from csf_store.segment import chunk_header, object_header
 
 
 @pytest.fixture
@@ -245,6 +245,22 @@ class TestTensors:
         assert archive.verify().ok
         findings = archive.verify(deep=True).findings
         assert [found.digest for found in findings] == [claimed]
+
+    def test_a_lying_record_is_found_by_what_it_decodes_to(self, archive: Archive) -> None:
+        """A record whose stored bytes are as it says, filed under the digest of other bytes."""
+        true, lie = weights(100, 100, 1), weights(100, 100, 2)
+        digest = Digest.of(true)
+        archive._store.append(chunk_header(bytes(digest), 0, len(lie), lie), lie)
+        archive._store.commit()
+        blob = archive.put_bytes(make_safetensors({"t": ("BF16", [100, 100], true)})).digest
+        with pytest.raises(CorruptError, match=f"{digest}: segment .* decodes to other bytes"):
+            archive.read_tensor(blob, "t")
+        with pytest.raises(CorruptError, match=f"{digest}: segment .* decodes to other bytes"):
+            archive.get_bytes(blob)
+        with pytest.raises(CorruptError, match=f"{digest}: segment .* decodes to other bytes"):
+            archive.read_tensors(blob, lambda info: memoryview(bytearray(info.nbytes)))
+        assert archive.verify().ok  # its bytes are as stored; only decoding tells
+        assert not archive.verify(deep=True).ok
 
 
 class TestPins:
