@@ -1,18 +1,25 @@
 # The README's two commands: `make quickstart` and `make test`. Everything else is for those who build.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check lint types imports clean
+.PHONY: help quickstart test test-slow check lint types imports bench-quality clean
 
-quickstart: $(VENV)/.runtime
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+quickstart: $(VENV)/.runtime ## install, then the whole job on the embedded base
 	@$(BIN)/keystone quickstart
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## the tests
 	@$(BIN)/pytest -m "not slow"
 
-check: lint types imports
+test-slow: $(VENV)/.dev ## the suites that take minutes
+	@$(BIN)/pytest -m slow
+
+check: lint types imports ## ruff, mypy and the import contract
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -23,6 +30,9 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	@$(BIN)/lint-imports
+
+bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
+	@$(BIN)/python bench/model_quality.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -36,5 +46,5 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-clean:
+clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

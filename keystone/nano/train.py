@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import AdamW, Muon
 
@@ -206,10 +207,12 @@ def train(recipe: Recipe, out: Path) -> list[Progress]:
 
 
 def save(model: KeystoneForCausalLM, recipe: Recipe, log: list[Progress], kinds: dict[str, int], out: Path) -> None:
-    """Write bf16 weights, configuration and the training log."""
-    fp32 = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.bfloat16().save_pretrained(out)
-    model.float().load_state_dict(fp32)
+    """Write bf16 weights, configuration and the training log; the model itself is left as it is."""
+    out.mkdir(parents=True, exist_ok=True)
+    tied = set(model.all_tied_weights_keys)
+    weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    model.config.save_pretrained(out)
     record = {"recipe": asdict(recipe), "tokens_of_kind": kinds, "log": [asdict(entry) for entry in log]}
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -157,6 +157,14 @@ def test_gradients_flow_through_every_parameter_and_checkpointing_changes_none()
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+def test_rotary_frequencies_stay_in_fp32_whatever_the_model_is_cast_to() -> None:
+    model = small_model()
+    exact = model.model.rotary_emb.inv_freq.clone()
+    assert exact.dtype == torch.float32
+    for cast in (torch.bfloat16, torch.float16, torch.float32):
+        assert torch.equal(model.to(cast).model.rotary_emb.inv_freq, exact)
+
+
 def test_peft_attaches_by_module_name() -> None:
     model = small_model()
     ids = prompts()[0][None]

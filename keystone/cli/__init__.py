@@ -1,0 +1,5 @@
+"""The `keystone` command."""
+
+from keystone.cli.app import main
+
+__all__ = ["main"]

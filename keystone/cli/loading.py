@@ -1,0 +1,82 @@
+"""`keystone load`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from keystone.cli.session import Session, Value, human_size, json_option, pass_session, quiet_libraries
+
+if TYPE_CHECKING:
+    from keystone.quantize import Quantization
+
+
+@click.command("load")
+@click.argument("target", metavar="MANIFEST|REF")
+@click.option("--prompt", "prompts", multiple=True, help="A text to continue; may be given several times.")
+@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(1), help="The most to generate.")
+@click.option(
+    "--quantize",
+    "quantization",
+    type=click.Choice(["none", "int8", "nf4"]),
+    help="How to hold the weights. Default: the manifest's recipe, else int8 on a CPU and nf4 on a CUDA card.",
+)
+@click.option("--device", help="cpu, cuda, cuda:1 ... Default: the first CUDA card, else the CPU.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, help="Of the sampling.")
+@json_option
+@pass_session
+def load_command(
+    session: Session,
+    *,
+    target: str,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    quantization: "Quantization | None",
+    device: str | None,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Assemble a manifest from verified bytes, quantize it, and let it answer.
+
+    \b
+    Examples:
+      keystone load nano
+      keystone load nano --prompt "def mean(values):" --quantize nf4
+      keystone load b3:1a2b3c4d --json
+    """  # noqa: D301 - \b is for click
+    from keystone.loader import load, planned_bytes  # noqa: PLC0415 - torch and transformers
+
+    quiet_libraries()
+    with session.open() as archive, session.progress("load", planned_bytes(archive, target)) as progress:
+        loaded = load(target, archive=archive, quantization=quantization, device=device, progress=progress)
+    assembly, recipe = loaded.manifest.assembly, loaded.recipe
+    fields: dict[str, Value] = {
+        "manifest": str(loaded.digest),
+        "assembly": str(assembly.digest),
+        "base": str(assembly.base),
+        "adapters": [{"adapter": str(use.adapter), "weight": use.weight} for use in assembly.adapters],
+        "tokenizer": str(assembly.tokenizer),
+        "code": assembly.code,
+        "recipe": str(recipe.digest),
+        "dtype": recipe.dtype,
+        "quantization": recipe.quantization,
+        "quantized_modules": len(recipe.modules),
+        "read_bytes": loaded.read_bytes,
+        "weight_bytes": loaded.weight_bytes,
+        "seconds": round(loaded.seconds, 3),
+    }
+    adapters = [f"  adapter    {use.adapter}  x {use.weight:g}" for use in assembly.adapters]
+    read, held = human_size(loaded.read_bytes), human_size(loaded.weight_bytes)
+    lines = [
+        f"manifest     {loaded.digest}",
+        f"  base       {assembly.base}",
+        *adapters,
+        f"  tokenizer  {assembly.tokenizer}",
+        f"  code       {assembly.code}",
+        f"  recipe     {recipe.dtype}, {recipe.quantization}, {len(recipe.modules)} modules quantized",
+        f"{read} verified in {loaded.seconds:.2f} s, {held} in memory",
+    ]
+    session.item(fields, "\n".join(lines))
+    answers = loaded.complete(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        session.item({"prompt": prompt, "completion": answer}, f"\n{prompt}{answer}")

@@ -1,0 +1,184 @@
+"""Manifest in, running model out: `load` assembles, quantizes and attaches, and says from which bytes.
+
+Order matters and is fixed: verified base weights, then quantization, then adapters, then the first forward. Adapters
+attached after a forward could meet weights that bitsandbytes has repacked.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from csf_store import Archive, Digest, default_archive_path
+from keystone.checkpoints import WEIGHTS_SUFFIX, archived_tokenizer, assemble_base, read_adapter_tensors
+from keystone.errors import RefusedError
+from keystone.generation import complete
+from keystone.model import KeystoneForCausalLM
+from keystone.quantize import Quantization, default_quantization, quantize, recipe_for, weight_bytes
+from manifests import KNOWN_CODES, AdapterUse, Manifest, Recipe, Repository
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that runs, and the names of what it was made from.
+
+    Attributes:
+        model: ready for `generate`; wrapped by PEFT when the assembly holds adapters.
+        tokenizer: its tokenizer.
+        manifest: what was asked for.
+        digest: the manifest's digest.
+        recipe: how the numbers are held now; the manifest's own unless another was asked for.
+        read_bytes: bytes of tensors read from the archive and verified, adapters included.
+        seconds: from the first read to a model ready to run.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerFast
+    manifest: Manifest
+    digest: Digest
+    recipe: Recipe
+    read_bytes: int
+    seconds: float
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes the weights hold in memory, quantization state and adapters included."""
+        return weight_bytes(self.model)
+
+    def complete(self, prompts: Sequence[str], **settings: Any) -> list[str]:
+        """Continue each prompt; see `keystone.generation.complete` for the settings."""
+        return complete(self.model, self.tokenizer, prompts, **settings)
+
+
+def load(
+    target: str | Digest,
+    *,
+    archive: Archive | str | Path | None = None,
+    quantization: Quantization | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Turn a manifest into a running model.
+
+    Args:
+        target: a manifest's digest, a unique prefix of it, or a ref.
+        archive: an open archive, or where one is; default the user's own.
+        quantization: the scheme, obeyed or refused. Default: the manifest's recipe, else what suits the device.
+        device: where to run; default the first CUDA card, else the CPU.
+        progress: told how many bytes of weights were read, blob by blob.
+
+    Raises:
+        RefusedError: the scheme or the code the manifest names cannot be honoured here.
+        CheckpointError, ConfigurationError: what was stored does not make a model.
+        csf_store.CsfError, manifests.ManifestError: it is not there, or not what its digest says.
+    """
+    with contextlib.ExitStack() as stack:
+        if not isinstance(archive, Archive):
+            archive = stack.enter_context(Archive.open(default_archive_path() if archive is None else archive))
+        return _load(target, archive, quantization, device, progress)
+
+
+def _load(
+    target: str | Digest,
+    archive: Archive,
+    quantization: Quantization | None,
+    device: str | torch.device | None,
+    progress: Progress | None,
+) -> LoadedModel:
+    started = time.perf_counter()
+    repository = Repository(archive)
+    digest = target if isinstance(target, Digest) else repository.resolve(target)
+    manifest = repository.load(digest)
+    assembly = manifest.assembly
+    if assembly.code not in KNOWN_CODES:
+        raise RefusedError(f"manifest {digest} runs on {assembly.code}; this release computes {', '.join(KNOWN_CODES)}")
+    place = torch.device(device) if device is not None else default_device()
+    read = 0
+
+    def count(amount: int) -> None:
+        nonlocal read
+        read += amount
+        if progress is not None:
+            progress(amount)
+
+    base = assemble_base(archive, assembly.base, progress=count)
+    recipe = _recipe(base, manifest, quantization, place)
+    torch.nn.Module.to(base, device=place, dtype=_dtype(recipe))
+    quantize(base, recipe)
+    model = attach_adapters(base, archive, assembly.adapters, progress=count) if assembly.adapters else base
+    tokenizer = archived_tokenizer(archive, assembly.tokenizer)
+    return LoadedModel(model.eval(), tokenizer, manifest, digest, recipe, read, time.perf_counter() - started)
+
+
+def planned_bytes(archive: Archive, target: str | Digest) -> int:
+    """How many bytes of weights a load of this manifest will read, for a progress bar."""
+    repository = Repository(archive)
+    assembly = repository.load(target if isinstance(target, Digest) else repository.resolve(target)).assembly
+    trees = [assembly.base, *(use.adapter for use in assembly.adapters)]
+    return sum(
+        entry.size for tree in trees for entry in archive.tree(tree).entries if entry.path.endswith(WEIGHTS_SUFFIX)
+    )
+
+
+def default_device() -> torch.device:
+    """The first CUDA card where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def attach_adapters(
+    base: KeystoneForCausalLM, archive: Archive, uses: Sequence[AdapterUse], *, progress: Progress | None = None
+) -> nn.Module:
+    """Wrap a base with its adapters, in order and each at its weight.
+
+    Args:
+        base: quantized or not, before its first forward.
+        archive: where the adapter trees live.
+        uses: the adapters and their weights.
+        progress: told how many bytes of adapter tensors were read.
+
+    Raises:
+        RefusedError: an adapter's tensors did not all find their place.
+    """
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415 - a second to import
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415
+
+    wrapped: Any = None
+    for use in uses:
+        fields, tensors = read_adapter_tensors(archive, use.adapter)
+        name = use.adapter.hex[:12]
+        config: Any = PeftConfig.from_peft_type(**{**fields, "inference_mode": True})
+        if wrapped is None:
+            wrapped = PeftModel(base, config, adapter_name=name)
+        else:
+            wrapped.add_adapter(name, config)
+        outcome: Any = set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+        missing = [key for key in outcome.missing_keys if f".{name}." in key]
+        if missing or outcome.unexpected_keys:
+            raise RefusedError(
+                f"adapter {use.adapter} does not fit: missing {missing}, surplus {list(outcome.unexpected_keys)}"
+            )
+        for module in wrapped.modules():
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= use.weight
+        if progress is not None:
+            progress(sum(tensor.nbytes for tensor in tensors.values()))
+    wrapped.base_model.set_adapter([use.adapter.hex[:12] for use in uses], inference_mode=True)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _recipe(model: KeystoneForCausalLM, manifest: Manifest, asked: Quantization | None, device: torch.device) -> Recipe:
+    if asked is None and manifest.recipe is not None:
+        return manifest.recipe
+    return recipe_for(model, default_quantization(device) if asked is None else asked)
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
