@@ -146,6 +146,8 @@ class Store:
             try:
                 size = self.fs.stat(fd).size
                 self.fs.fsync(fd)
+                if old is None:
+                    self.fs.fsync_directory(self.directory)  # its writer may have died, or not come to it yet
                 records, end, sealed = self._contents(fd, segment_id_of(name) or b"", start, size)
             finally:
                 self.fs.close(fd)

@@ -26,6 +26,12 @@ def progress_bar(session: Session, label: str, total: int) -> Iterator[Callable[
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=False,  # what we print is for standard output, whole lines, also when that is a file
+        redirect_stderr=False,
     ) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda done: bar.advance(task, done)
+        session.bar_showing = sys.stdout.isatty()
+        try:
+            yield lambda done: bar.advance(task, done)
+        finally:
+            session.bar_showing = False

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import click
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from csf_store.archive import Archive
 
 Value: TypeAlias = "str | int | bool | Sequence[Value] | Mapping[str, Value] | None"
+_CLEAR_LINE: Final = "\r\x1b[2K"
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -29,6 +30,7 @@ class Session:
     def __init__(self, archive: Path | None) -> None:
         self._archive = archive
         self.json = False
+        self.bar_showing = False
 
     @property
     def path(self) -> Path:
@@ -48,6 +50,9 @@ class Session:
     def item(self, fields: Mapping[str, Value], text: str) -> None:
         """Prints one item on one line, at once: who reads it may rely on it."""
         line = json.dumps(fields, separators=(",", ":")) if self.json else text
+        if self.bar_showing:
+            sys.stderr.write(_CLEAR_LINE)  # the bar draws itself again below what we print
+            sys.stderr.flush()
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

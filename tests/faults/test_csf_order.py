@@ -135,3 +135,14 @@ def test_nobody_overwrites_a_file_that_appears_meanwhile(tmp_path: Path) -> None
         write_file(OsFileSystem(), tmp_path / "out", content, overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "somebody was faster"
+
+
+def test_what_another_process_left_is_made_durable_before_it_counts(tmp_path: Path, diary: Diary) -> None:
+    with Archive.open(tmp_path / "archive", create=True) as archive:
+        digest = archive.put_bytes(b"left behind").digest
+    (tmp_path / "archive" / "index.sqlite").unlink()
+    diary.notes.clear()
+    with Archive.open(tmp_path / "archive", fs=diary) as archive:
+        assert _story(diary) == "sync segment sync segments/ index"
+        assert not archive.put_bytes(b"left behind").new
+        assert archive.get_bytes(digest) == b"left behind"

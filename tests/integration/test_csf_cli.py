@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import pty
 import shutil
 import subprocess
 import sys
@@ -233,3 +234,30 @@ def test_the_archive_is_chosen_by_the_environment_and_can_be_moved(tmp_path: Pat
     shutil.move(tmp_path / "here", tmp_path / "there")
     result = runner.invoke(main, ["verify"], env={"CSF_ARCHIVE": str(tmp_path / "there")})
     assert result.exit_code == 0
+
+
+def test_a_terminal_sees_a_bar_and_a_pipe_sees_whole_lines(tmp_path: Path, source: Path) -> None:
+    """Standard error is a terminal, standard output a pipe: the bar may not swallow or break what we print."""
+    leader, follower = pty.openpty()
+    code = "from csf_store.cli import main; main()"
+    command = [sys.executable, "-c", code, "--archive", str(tmp_path / "archive"), "put", str(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, text=True) as process:
+        os.close(follower)
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+    seen = b""
+    while True:
+        try:
+            seen += os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(leader)
+    assert process.returncode == 0
+    assert len(lines) == 6
+    assert all(line.startswith("b3:") and line.endswith(path) for line, path in zip(lines, _names(source), strict=True))
+    assert b"\x1b[" in seen
+    assert b"b3:" not in seen
+
+
+def _names(source: Path) -> list[str]:
+    return [*sorted(str(path) for path in source.rglob("*") if path.is_file()), str(source)]
