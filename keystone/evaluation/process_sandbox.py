@@ -14,7 +14,6 @@ import os
 import queue
 import secrets
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from typing import Self
 from keystone.evaluation.errors import SandboxError
 from keystone.evaluation.sandbox import Execution, Limits, Program, Status
 from keystone.evaluation.task import Value
+from keystone.evaluation.zygote import remove_folder
 
 _HEADER = 4
 _START_SECONDS = 60.0
@@ -129,7 +129,7 @@ class _Worker:
             process.wait()
         folder, self._folder = self._folder, None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(str(folder))
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:

@@ -209,6 +209,9 @@ def test_files_are_private_limited_and_gone_afterwards(tmp_path: Path, monkeypat
         written = _run(fresh, "open('left', 'w').write('x'); os.mkdir('d'); os.chmod('d', 0)\nreturn os.listdir('.')")
         assert written.values in {(canonical(["left", "d"]),), (canonical(["d", "left"]),)}
         assert _run(fresh, "return os.listdir('.')").values == (canonical([]),)
+        body = "for _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\nos.symlink('/', 'all')\nreturn x"
+        deep = _run(fresh, body)
+        assert deep.values == (canonical(1),)
         large = _run(fresh, "with open('big', 'wb') as file:\n    while True: file.write(b'x' * 65536)")
         assert "File too large" in large.detail
         assert _run(fresh, "import shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)\nreturn x").values == (
