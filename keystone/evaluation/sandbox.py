@@ -49,7 +49,7 @@ class Limits:
         source_bytes: Size of the largest source that is run at all.
     """
 
-    wall_seconds: float = 6.0
+    wall_seconds: float = 10.0
     cpu_seconds: int = 2
     memory_bytes: int = 512 << 20
     file_bytes: int = 1 << 20
