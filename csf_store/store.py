@@ -69,15 +69,13 @@ class Store:
 
     def _open_index(self) -> Index:
         path = self._root / INDEX
-        try:
-            return Index(path, self.archive_id)
-        except IndexUnusableError:
-            with self._index_lock():
-                try:
-                    return Index(path, self.archive_id)
-                except IndexUnusableError:
-                    remove(path)
-                    return Index(path, self.archive_id)
+        # Under the lock: SQLite does not wait its turn when several processes make one database at once.
+        with self._index_lock():
+            try:
+                return Index(path, self.archive_id)
+            except IndexUnusableError:
+                remove(path)
+                return Index(path, self.archive_id)
 
     @contextlib.contextmanager
     def _index_lock(self) -> Iterator[None]:
