@@ -37,7 +37,23 @@ class RefusedError(KeystoneError):
     exit_code = 10
 
 
-class SandboxError(KeystoneError):
-    """The sandbox itself failed, which says nothing about the code it was to run."""
+class EvaluationError(KeystoneError):
+    """Root of what can go wrong in `keystone.evaluation`."""
+
+
+class SuiteExhaustedError(EvaluationError):
+    """More distinct tasks were asked for than the suite can draw."""
+
+    exit_code = 7
+
+
+class CompletionMismatchError(EvaluationError):
+    """Tasks and completions do not pair up one to one."""
+
+    exit_code = 7
+
+
+class SandboxError(EvaluationError):
+    """The sandbox itself could not be started or died, which says nothing about the code it was to run."""
 
     exit_code = 9

@@ -1,6 +1,6 @@
 """Evaluation: suites of tasks, the sandbox that runs generated code, and the scores."""
 
-from keystone.evaluation.errors import (
+from keystone.errors import (
     CompletionMismatchError,
     EvaluationError,
     SandboxError,

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from keystone.evaluation.errors import SandboxError
+from keystone.errors import SandboxError
 from keystone.evaluation.sandbox import Execution, Limits, Program, Status
 from keystone.evaluation.task import Value
 from keystone.evaluation.zygote import remove_folder

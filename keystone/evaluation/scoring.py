@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from keystone.evaluation.errors import CompletionMismatchError
+from keystone.errors import CompletionMismatchError
 from keystone.evaluation.sandbox import Execution, Program, Sandbox, Status
 from keystone.evaluation.task import Side, Task, Value
 from keystone.evaluation.zygote import encode

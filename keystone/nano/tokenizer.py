@@ -52,7 +52,7 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
 
 def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
     """Learn the merges from `texts`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - see above
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: PLC0415 - see above
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -69,6 +69,9 @@ def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Every document nano learned from followed an end token, so a text to continue begins with one, too.
+    end = SPECIAL_TOKENS[END_ID]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{end} $A", special_tokens=[(end, END_ID)])
     return tokenizer
 
 

@@ -45,7 +45,7 @@ class Recipe:
 
     minutes: float = 90.0
     rows: int = 16
-    exercise_share: float = 0.65
+    exercise_share: float = 0.7
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     weight_decay: float = 0.02

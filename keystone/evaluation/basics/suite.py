@@ -24,10 +24,10 @@ from typing import Literal
 from blake3 import blake3
 
 from csf_store import Digest
+from keystone.errors import SuiteExhaustedError
 from keystone.evaluation.basics import dict_families, list_families, number_families, text_families
 from keystone.evaluation.basics.dice import Dice
 from keystone.evaluation.basics.drafts import Draft
-from keystone.evaluation.errors import SuiteExhaustedError
 from keystone.evaluation.task import Side, Task
 
 SUITE_NAME = "basics"

@@ -24,10 +24,14 @@ PROMPT = "def add(a, b):\n"
 PARITY = Path(__file__).parents[2] / "parity"
 
 
-def manifest_of(archive: Archive, base: Digest, **changes: object) -> Manifest:
-    tokenizer = archive.put_tree(DATA / "tokenizer").digest
-    assembly = Assembly(base=base, tokenizer=tokenizer, **changes)
-    return Manifest(assembly=assembly, source=Source(kind="directory", location="test", licence="Apache-2.0"))
+def put_manifest(repository: Repository, base: Digest, *uses: AdapterUse, **changes: object) -> Digest:
+    tokenizer = repository.archive.put_tree(DATA / "tokenizer").digest
+    manifest = Manifest(
+        assembly=Assembly(base=base, tokenizer=tokenizer, adapters=uses, **changes),
+        source=Source(kind="directory", location="test", licence="Apache-2.0"),
+        lineage=repository.trace((use.adapter for use in uses), base=base),
+    )
+    return repository.put(manifest)
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_the_manifests_recipe_is_the_default_and_an_explicit_one_wins(own_nano_a
     with Archive.open(own_nano_archive) as archive:
         repository = Repository(archive)
         manifest = repository.load(repository.resolve("nano"))
-        held = repository.put(manifest.model_copy(update={"recipe": Recipe(dtype="float32")}))
+        held = repository.put(manifest.revised(recipe=Recipe(dtype="float32")))
         assert keystone.load(held, archive=archive).recipe.dtype == "float32"
         assert keystone.load(held, archive=archive, quantization="int8").recipe.quantization == "int8"
         assert keystone.load("nano", archive=archive, device="cpu").recipe.quantization == "int8"
@@ -118,8 +122,7 @@ def test_an_adapter_changes_the_answer_as_peft_would(own_nano_archive: Path, lor
         repository = Repository(archive)
         base = repository.load(repository.resolve("nano")).assembly.base
         digest, _ = add_adapter(repository, lora, base=base)
-        manifest = manifest_of(archive, base, adapters=(AdapterUse(adapter=digest),))
-        named = repository.put(manifest.model_copy(update={"lineage": repository.trace([digest], base=base)}))
+        named = put_manifest(repository, base, AdapterUse(adapter=digest))
         loaded = keystone.load(named, archive=archive, quantization=quantization)
     reference = KeystoneForCausalLM.from_pretrained(DATA / "base").eval()
     quantize(reference, loaded.recipe)
@@ -150,8 +153,7 @@ def test_weights_of_two_adapters_add_up(own_nano_archive: Path, lora: Path, tmp_
             uses = tuple(
                 AdapterUse(adapter=digest, weight=weight) for digest, weight in zip(added, weights, strict=True)
             )
-            manifest = manifest_of(archive, base, adapters=uses)
-            named = repository.put(manifest.model_copy(update={"lineage": repository.trace(added, base=base)}))
+            named = put_manifest(repository, base, *uses)
             model = keystone.load(named, archive=archive, quantization="none").model.float()
             logits[weights] = model(ids).logits
         bare = keystone.load("nano", archive=archive, quantization="none").model.float()(ids).logits
@@ -230,7 +232,7 @@ def test_code_this_release_does_not_compute_is_refused(own_nano_archive: Path) -
     with Archive.open(own_nano_archive) as archive:
         repository = Repository(archive)
         base = repository.load(repository.resolve("nano")).assembly.base
-        digest = repository.put(manifest_of(archive, base, code="keystone-plt/999"))
+        digest = put_manifest(repository, base, code="keystone-plt/999")
         with pytest.raises(RefusedError, match="keystone-plt/999"):
             keystone.load(digest, archive=archive)
 

@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
@@ -107,10 +107,16 @@ def test_the_chat_template_marks_who_speaks(tokenizer: PreTrainedTokenizerBase) 
     assert (ids[0], ids[-1]) == (SYSTEM_ID, ASSISTANT_ID)
 
 
+def test_a_text_to_continue_begins_as_documents_did_in_training(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert tokenizer("def f():")["input_ids"] == [END_ID, *_ids(tokenizer, "def f():")]
+    assert tokenizer("")["input_ids"] == [END_ID]
+    assert tokenizer.decode(tokenizer("x = 1\n")["input_ids"], skip_special_tokens=True) == "x = 1\n"
+
+
 def test_transformers_finds_it_by_itself(tokenizer: PreTrainedTokenizerBase) -> None:
     found = AutoTokenizer.from_pretrained(FOLDER)
     text = "def f(x):\n    return x + 12\n"
-    assert found(text)["input_ids"] == _ids(tokenizer, text)
+    assert found(text)["input_ids"] == [END_ID, *_ids(tokenizer, text)]
     assert found.eos_token_id == END_ID
 
 
