@@ -42,7 +42,10 @@ def measure(archive: Archive, scheme: str, texts: list[str], tasks: int) -> Row:
     bits = bits_per_byte(loaded.model, loaded.tokenizer, texts)
     with ProcessSandbox() as sandbox:
         started = time.perf_counter()
-        result = pass_rate(loaded, draw_held_out(tasks, SEED), sandbox)
+        half = tasks // 2
+        drawn = draw_held_out(half, SEED, families="seen")
+        drawn += draw_held_out(tasks - half, SEED, families="held-out")
+        result = pass_rate(loaded, drawn, sandbox)
     return Row(scheme, loaded.weight_bytes / 1e6, bits, result, time.perf_counter() - started)
 
 

@@ -131,7 +131,11 @@ def run(archive: Archive, work: Path, narrator: Narrator, settings: Settings | N
     with ProcessSandbox() as sandbox:
         narrator.chapter("Put the embedded base into the archive")
         first = _put_base(archive, narrator)
-        tasks = draw_held_out(settings.held_out, settings.seed)
+        half = settings.held_out // 2
+        tasks = [
+            *draw_held_out(half, settings.seed, families="seen"),
+            *draw_held_out(settings.held_out - half, settings.seed, families="held-out"),
+        ]
 
         narrator.chapter("Load it verified and quantized, and measure it on held-out tasks")
         base = _measured(repository, first, tasks, sandbox, narrator)

@@ -34,18 +34,19 @@ def ls(session: Session, digest: str | None, *, every: bool) -> None:
             _list_object(session, archive, archive.resolve(digest))
         elif every:
             for info in archive.objects():
-                kinds = ",".join(info.kinds)
-                fields: dict[str, Value] = {
-                    "digest": str(info.digest), "kind": kinds, "size": info.size, "stored": info.stored,
-                }  # fmt: skip
-                session.item(fields, f"{info.digest}  {human_size(info.size):>10}  {kinds}")
+                _list(session, archive, info.digest, ",".join(info.kinds), "")
         else:
             for pin in archive.pins():
-                size = archive.content_size(pin.digest) if archive.contains(pin.digest) else 0
-                pinned: dict[str, Value] = {
-                    "digest": str(pin.digest), "kind": pin.kind, "path": pin.name, "size": size, "time": pin.time,
-                }  # fmt: skip
-                session.item(pinned, f"{pin.digest}  {human_size(size):>10}  {pin.kind:<8}  {pin.name or ''}")
+                _list(session, archive, pin.digest, str(pin.kind), pin.name or "", time=pin.time)
+
+
+def _list(session: Session, archive: Archive, digest: Digest, kind: str, path: str, **more: Value) -> None:
+    """Prints one object: for people digest, size and path; what is pinned and gone is listed with size 0."""
+    info = archive.stat(digest) if archive.contains(digest) else None
+    size, stored = (info.size, info.stored) if info else (0, 0)
+    fields: dict[str, Value] = {"digest": str(digest), "path": path or None, "size": size, "stored": stored}
+    text = f"{digest}  {human_size(size):>10}  {kind:<8}  {path}".rstrip()
+    session.item({**fields, "kind": kind, **more}, text)
 
 
 def _list_object(session: Session, archive: Archive, digest: Digest) -> None:
@@ -54,10 +55,7 @@ def _list_object(session: Session, archive: Archive, digest: Digest) -> None:
     kinds = archive.stat(digest).kinds
     if Kind.TREE in kinds:
         for entry in archive.tree(digest).entries:
-            row: dict[str, Value] = {
-                "digest": str(entry.blob), "path": entry.path, "size": entry.size, "executable": entry.executable,
-            }  # fmt: skip
-            session.item(row, f"{entry.blob}  {human_size(entry.size):>10}  {entry.path}")
+            _list(session, archive, entry.blob, str(Kind.BLOB), entry.path, executable=entry.executable)
     elif archive.is_safetensors(digest):
         for tensor in archive.tensors(digest).values():
             shape = list(tensor.shape)
@@ -67,10 +65,7 @@ def _list_object(session: Session, archive: Archive, digest: Digest) -> None:
             )
     else:
         info = archive.stat(digest)
-        session.item(
-            {"digest": str(digest), "kind": ",".join(kinds), "size": info.size, "links": [str(x) for x in info.links]},
-            f"{digest}  {human_size(info.size):>10}  {','.join(kinds)}",
-        )
+        _list(session, archive, digest, ",".join(kinds), "", links=[str(link) for link in info.links])
         if not session.json:
             for link in info.links:
                 session.item({}, f"  links to {link}")
