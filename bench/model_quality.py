@@ -17,7 +17,7 @@ import torch
 
 from csf_store import Archive
 from keystone import import_nano, load
-from keystone.cli.session import quiet_libraries
+from keystone.cli.quiet import quiet_libraries
 from keystone.evaluation import ProcessSandbox, Side, SuiteResult
 from keystone.evaluation.basics import draw_held_out
 from keystone.evaluation.measuring import bits_per_byte, pass_rate

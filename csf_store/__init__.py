@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from csf_store.archive import Archive
     from csf_store.check import Finding, VerifyReport
+    from csf_store.cli.command_table import CommandTable
+    from csf_store.cli.progress import progress_bar
+    from csf_store.cli.session import Session, Value, human_size, json_option, pass_session
     from csf_store.digest import Digest
     from csf_store.errors import (
         AmbiguousPrefixError,
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "archive": ("Archive",),
+    "cli.command_table": ("CommandTable",),
+    "cli.progress": ("progress_bar",),
+    "cli.session": ("Session", "Value", "human_size", "json_option", "pass_session"),
     "check": ("Finding", "VerifyReport"),
     "digest": ("Digest",),
     "errors": (
@@ -53,6 +59,7 @@ __all__ = [
     "JSON",
     "AmbiguousPrefixError",
     "Archive",
+    "CommandTable",
     "ConflictError",
     "CorruptError",
     "CsfError",
@@ -68,13 +75,19 @@ __all__ = [
     "PickleRefusedError",
     "Pin",
     "RefMove",
+    "Session",
     "StorageError",
     "Stored",
     "TensorInfo",
     "Tree",
     "TreeEntry",
+    "Value",
     "VerifyReport",
     "default_archive_path",
+    "human_size",
+    "json_option",
+    "pass_session",
+    "progress_bar",
 ]
 
 

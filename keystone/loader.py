@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest, default_archive_path
 from keystone.checkpoints import WEIGHTS_SUFFIX, archived_tokenizer, assemble_base, read_adapter_tensors
-from keystone.errors import RefusedError
+from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
 from keystone.model import KeystoneForCausalLM
 from keystone.quantize import Quantization, default_quantization, quantize, recipe_for, weight_bytes
@@ -100,7 +100,7 @@ def _load(
     assembly = manifest.assembly
     if assembly.code not in KNOWN_CODES:
         raise RefusedError(f"manifest {digest} runs on {assembly.code}; this release computes {', '.join(KNOWN_CODES)}")
-    place = torch.device(device) if device is not None else default_device()
+    place = default_device() if device is None else _usable(device)
     read = 0
 
     def count(amount: int) -> None:
@@ -131,6 +131,22 @@ def planned_bytes(archive: Archive, target: str | Digest) -> int:
 def default_device() -> torch.device:
     """The first CUDA card where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        InvalidInputError: no such kind of device.
+        RefusedError: there is, but not on this box.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"{device!r} names no device; say cpu, cuda or cuda:1") from error
+    if place.type != "cpu" and (place.index or 0) >= getattr(torch, place.type).device_count():
+        raise RefusedError(f"{place} is not on this box; leave --device away to use what is")
+    return place
 
 
 def attach_adapters(

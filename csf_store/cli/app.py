@@ -1,20 +1,14 @@
-"""The ``csf`` group: global options, the table of commands, and what a failure turns into.
-
-Commands are named here and imported when they run, so help and shell completion stay fast.
-"""
+"""The ``csf`` group: global options, and the table of commands."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from pathlib import Path
 from typing import Final
 
 import click
 
+from csf_store.cli.command_table import CommandTable
 from csf_store.cli.session import Session
-from csf_store.errors import CsfError
 
 _COMMANDS: Final = {
     "init": ("putting", "Make an archive."),
@@ -27,43 +21,15 @@ _COMMANDS: Final = {
     "rm": ("putting", "Unpin: let an object go."),
     "log": ("looking", "Show the ledger."),
 }
-_INTERRUPTED: Final = 130
 
 
-class _Commands(click.Group):
-    """Imports a command's module when it is asked for, and turns our errors into one line and an exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature of click
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"csf_store.cli.{_COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
-        return command if isinstance(command, click.Command) else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-    def invoke(self, ctx: click.Context) -> None:
-        try:
-            super().invoke(ctx)
-        except CsfError as error:
-            session = ctx.find_object(Session) or Session(None)
-            session.fail(error)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            sys.stderr.write("csf: interrupted; what was acknowledged is stored\n")
-            ctx.exit(_INTERRUPTED)
-        except BrokenPipeError:
-            # Whoever read our output left. Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "csf",
+    cls=CommandTable,
+    home="csf_store.cli",
+    table=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--archive",
     type=click.Path(path_type=Path),
@@ -95,4 +61,4 @@ def main(context: click.Context, archive: Path | None) -> None:
       5 not found     6 corrupt data                7 input refused
       8 conflict      9 storage trouble             130 interrupted
     """  # noqa: D301 - \b is for click
-    context.obj = Session(archive)
+    context.obj = Session(archive, "csf")

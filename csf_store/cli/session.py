@@ -1,6 +1,6 @@
 """What every command shares: which archive, how to print, and how a failure looks.
 
-Nothing heavy is imported here: ``csf --help`` runs through this module. Commands import the archive when they start.
+Nothing heavy is imported here: ``--help`` runs through this module. Commands import the archive when they start.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import click
 
-from csf_store.errors import CsfError
-
 if TYPE_CHECKING:
     from csf_store.archive import Archive
 
-Value: TypeAlias = "str | int | bool | Sequence[Value] | Mapping[str, Value] | None"
+Value: TypeAlias = "str | int | float | bool | Sequence[Value] | Mapping[str, Value] | None"
 _CLEAR_LINE: Final = "\r\x1b[2K"
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 class Session:
-    """One run of the command line."""
+    """One run of a command line.
 
-    def __init__(self, archive: Path | None) -> None:
+    Args:
+        archive: as asked for; None for the default.
+        program: what the command is called, for its error lines.
+    """
+
+    def __init__(self, archive: Path | None, program: str) -> None:
         self._archive = archive
+        self._program = program
         self.json = False
         self.bar_showing = False
 
@@ -56,13 +60,19 @@ class Session:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    def fail(self, error: CsfError) -> None:
+    def note(self, text: str) -> None:
+        """Prints a line for people only."""
+        if not self.json:
+            self.item({}, text)
+
+    def fail(self, error: Exception, code: int) -> None:
         """Prints an error on one line of standard error."""
+        message = " ".join(str(error).split())
         if self.json:
-            document = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+            document = {"error": type(error).__name__, "message": message, "exit_code": code}
             line = json.dumps(document, separators=(",", ":"))
         else:
-            line = f"csf: {' '.join(str(error).split())}"
+            line = f"{self._program}: {message}"
         sys.stderr.write(line + "\n")
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keystone.cli.session import Session, json_option, pass_session
+from csf_store import Session, json_option, pass_session
 
 if TYPE_CHECKING:
     from manifests import AuditReport

@@ -2,7 +2,7 @@
 
 import click
 
-from keystone.cli.session import Session, json_option, pass_session
+from csf_store import Session, json_option, pass_session
 
 
 @click.command("import")

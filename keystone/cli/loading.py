@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keystone.cli.session import Session, Value, human_size, json_option, pass_session, quiet_libraries
+from csf_store import Session, Value, human_size, json_option, pass_session, progress_bar
+from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from keystone.quantize import Quantization
@@ -47,7 +48,7 @@ def load_command(
     from keystone.loader import load, planned_bytes  # noqa: PLC0415 - torch and transformers
 
     quiet_libraries()
-    with session.open() as archive, session.progress("load", planned_bytes(archive, target)) as progress:
+    with session.open() as archive, progress_bar(session, "load", planned_bytes(archive, target)) as progress:
         loaded = load(target, archive=archive, quantization=quantization, device=device, progress=progress)
     assembly, recipe = loaded.manifest.assembly, loaded.recipe
     fields: dict[str, Value] = {

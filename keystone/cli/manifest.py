@@ -2,7 +2,7 @@
 
 import click
 
-from keystone.cli.session import Session, json_option, pass_session
+from csf_store import Session, Value, json_option, pass_session
 
 
 @click.group("manifest")
@@ -38,55 +38,68 @@ def show(session: Session, *, target: str) -> None:
 
 
 @manifest_command.command("create")
-@click.option("--from", "parent", required=True, metavar="MANIFEST|REF", help="Take everything else from this one.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="DIGEST[:WEIGHT]",
-    help="An adapter, in order; replaces the parent's.",
-)
-@click.option("--bare", is_flag=True, help="No adapters: the frozen base alone.")
+@click.option("--from", "parent", metavar="MANIFEST|REF", help="Take everything that is not given from this one.")
+@click.option("--base", metavar="TREE", help="Without --from: the base's tree (config.json and safetensors).")
+@click.option("--tokenizer", metavar="TREE", help="Without --from: the tokenizer's tree.")
+@click.option("--licence", metavar="SPDX", help="Without --from: the licence of the base, such as Apache-2.0.")
+@click.option("--adapter", "adapters", multiple=True, metavar="DIGEST[:WEIGHT]", help="An adapter; order counts.")
+@click.option("--bare", is_flag=True, help="With --from: no adapters, the frozen base alone.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A free label.")
 @json_option
 @pass_session
-def create(session: Session, *, parent: str, adapters: tuple[str, ...], bare: bool, labels: tuple[str, ...]) -> None:
-    """Write a manifest for other adapters on the same base. Evidence stays with the weights it was measured on.
+def create(
+    session: Session,
+    *,
+    parent: str | None,
+    base: str | None,
+    tokenizer: str | None,
+    licence: str | None,
+    adapters: tuple[str, ...],
+    bare: bool,
+    labels: tuple[str, ...],
+) -> None:
+    """Write a manifest: other adapters on a known base, or a first one for a base that was put.
+
+    Evidence stays with the weights it was measured on; a new manifest starts without any.
 
     \b
     Examples:
       keystone manifest create --from nano --adapter b3:1a2b3c4d
       keystone manifest create --from nano --adapter b3:1a2b3c4d:0.5 --adapter b3:5e6f7a8b --label team=search
+      keystone manifest create --base b3:1a2b3c4d --tokenizer b3:5e6f7a8b --licence Apache-2.0
     """  # noqa: D301 - \b is for click
     from csf_store import Kind  # noqa: PLC0415 - see show
-    from manifests import AdapterUse, Manifest, Repository  # noqa: PLC0415
+    from manifests import AdapterUse, Assembly, Manifest, Repository, Source  # noqa: PLC0415
 
-    if bool(adapters) == bare:
-        raise click.UsageError("give --adapter at least once, or --bare for the base alone")
-    pairs = [label.partition("=") for label in labels]
-    if any(not separator for _, separator, _ in pairs):
-        raise click.UsageError("a label is KEY=VALUE")
+    first = base and tokenizer and licence
+    if parent is None and not first:
+        raise click.UsageError("give --from, or --base with --tokenizer and --licence")
+    if parent is not None and (base or tokenizer or licence or bool(adapters) == bare):
+        raise click.UsageError("with --from, give --adapter at least once, or --bare for the base alone")
     with session.open() as archive:
         repository = Repository(archive)
-        above = repository.resolve(parent)
-        old = repository.load(above)
-        uses = []
-        for text in adapters:
-            prefix, weight = _split_weight(text)
-            uses.append(AdapterUse(adapter=archive.resolve(prefix, kind=Kind.TREE), weight=weight))
+        above = repository.resolve(parent) if parent is not None else None
+        if above is not None:
+            old = repository.load(above)
+            assembly, source, recipe = old.assembly, old.source, old.recipe
+        else:
+            trees = [archive.resolve(str(text), kind=Kind.TREE) for text in (base, tokenizer)]
+            assembly, recipe = Assembly(base=trees[0], tokenizer=trees[1]), None
+            source = Source(kind="directory", location="put by hand", licence=str(licence))
+        pairs = [_split_weight(text) for text in adapters]
+        uses = [AdapterUse(adapter=archive.resolve(text, kind=Kind.TREE), weight=weight) for text, weight in pairs]
         digest = repository.put(
             Manifest(
-                assembly=old.assembly.revised(adapters=tuple(uses)),
-                recipe=old.recipe,
-                source=old.source,
-                lineage=repository.trace((use.adapter for use in uses), base=old.assembly.base),
+                assembly=assembly.revised(adapters=tuple(uses)),
+                recipe=recipe,
+                source=source,
+                lineage=repository.trace((use.adapter for use in uses), base=assembly.base),
                 parent=above,
-                labels={key: value for key, _, value in pairs},
+                labels=dict(_split_label(label) for label in labels),
             )
         )
-    session.item(
-        {"manifest": str(digest), "parent": str(above)}, f"{digest}\nnext: keystone ref set NAME {digest.short}"
-    )
+    fields: dict[str, Value] = {"manifest": str(digest), "parent": str(above) if above else None}
+    session.item(fields, f"{digest}\nnext: keystone ref set NAME {digest.short}")
 
 
 @manifest_command.command("list")
@@ -120,6 +133,13 @@ def list_manifests(session: Session) -> None:
                 f"{digest}  base {manifest.assembly.base.short}  {len(manifest.assembly.adapters)} adapters  "
                 f"tripwire {manifest.tripwire.status}  {' '.join(refs)}",
             )
+
+
+def _split_label(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise click.UsageError(f"{text!r}: a label is KEY=VALUE")
+    return key, value
 
 
 def _split_weight(text: str) -> tuple[str, float]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from keystone.cli.session import Session, json_option, pass_session, quiet_libraries
+from csf_store import Session, json_option, pass_session
+from keystone.cli.quiet import quiet_libraries
 
 
 @click.command("quickstart")

@@ -15,7 +15,7 @@ import click
 from safetensors import safe_open
 
 from csf_store import Archive
-from keystone.cli.session import quiet_libraries
+from keystone.cli.quiet import quiet_libraries
 from keystone.evaluation import ProcessSandbox, Side, SuiteResult
 from keystone.evaluation.basics import TASK_SUITE_VERSION, draw_held_out, families, frozen_split
 from keystone.evaluation.measuring import bits_per_byte, pass_rate

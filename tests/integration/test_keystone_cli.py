@@ -89,7 +89,7 @@ def test_text_for_people_names_what_was_assembled(nano_archive: Path) -> None:
         nano_archive, "load", "nano", "--quantize", "none", "--prompt", "import os\n", "--max-new-tokens", "3"
     )
     assert result.exit_code == 0, result.output
-    for word in ("manifest", "base", "tokenizer", "keystone-plt/1", "MB verified", "in memory", "import os"):
+    for word in ("manifest", "base", "tokenizer", "keystone-plt/1", "MiB verified", "in memory", "import os"):
         assert word in result.stdout
 
 
@@ -103,7 +103,10 @@ def test_text_for_people_names_what_was_assembled(nano_archive: Path) -> None:
         (["ref", "log", "nobody"], 5, "nobody"),
         (["ref", "set", "Bad Name", "nano"], 7, "Bad Name"),
         (["rollback", "nano"], 10, "nano"),
+        (["load", "nano", "--device", "teapot"], 7, "teapot"),
+        (["load", "nano", "--device", "cuda:99"], 10, "cuda:99"),
         (["manifest", "create", "--from", "nano"], 2, "--bare"),
+        (["manifest", "create", "--base", "b3:00000000"], 2, "--tokenizer"),
         (["manifest", "create", "--from", "nano", "--adapter", "ffffffffff"], 5, "ffffffffff"),
         (["adapter", "add", str(Path(__file__).parent), "--base", "nano"], 5, "adapter_config.json"),
         (["import", "no-such-source"], 2, "no-such-source"),
@@ -121,6 +124,19 @@ def test_errors_are_one_line_with_a_stable_code(
     assert code == 2 or len(result.stderr.strip().splitlines()) == 1
     assert sorted((path.name, path.stat().st_size) for path in (nano_archive / "segments").iterdir()) == before
     assert (nano_archive / "ledger.jsonl").read_bytes() == ledger
+
+
+def test_a_first_manifest_for_a_base_that_was_put(own_nano_archive: Path) -> None:
+    shown = lines(keystone(own_nano_archive, "manifest", "show", "nano", "--json"))[-1]["assembly"]
+    assert isinstance(shown, dict)
+    trees = ["--base", str(shown["base"]), "--tokenizer", str(shown["tokenizer"])]
+    create = ["manifest", "create", *trees, "--licence", "Apache-2.0", "--label", "made=by hand", "--json"]
+    created = lines(keystone(own_nano_archive, *create))[-1]
+    made = lines(keystone(own_nano_archive, "manifest", "show", str(created["manifest"]), "--json"))[-1]
+    assert made["assembly"] == shown
+    assert made["labels"] == {"made": "by hand"}
+    assert created["parent"] is None
+    assert keystone(own_nano_archive, "audit", str(created["manifest"])).exit_code == 0
 
 
 def test_errors_in_json(nano_archive: Path) -> None:

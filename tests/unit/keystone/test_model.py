@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from keystone import KeystoneCache, KeystoneConfig, KeystoneForCausalLM
 from keystone.errors import CheckpointError, ConfigurationError, InvalidInputError
@@ -94,10 +95,20 @@ def test_beam_search_reorders_the_cache() -> None:
     assert torch.equal(model.generate(row, **settings), model.generate(row, use_cache=False, **settings))
 
 
-@pytest.mark.parametrize("gate_reads_hidden", [True, False])
-@pytest.mark.parametrize("loops", [2, 3])
-def test_incremental_logits_equal_one_pass(gate_reads_hidden: bool, loops: int) -> None:
-    model = small_model(plt_gate_use_hidden_states=gate_reads_hidden, plt_num_loops=loops)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plt_num_loops": 3},
+        {"plt_gate_use_hidden_states": False},
+        {"plt_normalize_per_loop": False},
+        {"plt_window_size": [0, 0]},
+        {"attention_bias": True, "mlp_bias": True},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0}},
+    ],
+    ids=",".join,
+)
+def test_incremental_logits_equal_one_pass(changes: dict[str, object]) -> None:
+    model = small_model(**changes)
     ids = prompts()[0][None]
     whole = model(ids).logits
     output, logits = None, []
@@ -183,6 +194,14 @@ def test_tied_embeddings_survive_a_round_trip(tmp_path: Path) -> None:
     again = KeystoneForCausalLM.from_pretrained(tmp_path).eval()
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert torch.equal(again(prompts()[0][None]).logits, model(prompts()[0][None]).logits)
+
+
+def test_auto_classes_know_the_model(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(again, KeystoneForCausalLM)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 def copied(tmp_path: Path) -> Path:

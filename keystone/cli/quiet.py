@@ -1,0 +1,12 @@
+"""What commands of this floor need beside what `csf` already has."""
+
+import os
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from drawing bars and remarks between our lines; its errors still reach us as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging  # noqa: PLC0415 - heavy, and only for commands that need it
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
