@@ -221,6 +221,7 @@ def _with_adapter(repository: Repository, base: Measured, adapter: Digest) -> Ma
     assembly = base.loaded.manifest.assembly
     return Manifest(
         assembly=assembly.revised(adapters=(AdapterUse(adapter=adapter),)),
+        code_source=base.loaded.manifest.code_source,
         source=base.loaded.manifest.source,
         lineage=repository.trace([adapter], base=assembly.base),
         parent=base.digest,

@@ -69,6 +69,7 @@ def create(
       keystone manifest create --base b3:1a2b3c4d --tokenizer b3:5e6f7a8b --licence Apache-2.0
     """  # noqa: D301 - \b is for click
     from csf_store import Kind  # noqa: PLC0415 - see show
+    from keystone.identity import source_digest  # noqa: PLC0415
     from manifests import AdapterUse, Assembly, Manifest, Repository, Source  # noqa: PLC0415
 
     first = base and tokenizer and licence
@@ -91,6 +92,7 @@ def create(
         digest = repository.put(
             Manifest(
                 assembly=assembly.revised(adapters=tuple(uses)),
+                code_source=source_digest(),
                 recipe=recipe,
                 source=source,
                 lineage=repository.trace((use.adapter for use in uses), base=assembly.base),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from csf_store import Archive, Digest, Kind
+from keystone.identity import source_digest
 from manifests import Assembly, Manifest, Repository, Source
 
 DATA = Path(__file__).parent / "data"
@@ -33,7 +34,8 @@ def import_nano(archive: Archive, *, ref: str = REF) -> Digest:
     tokenizer = archive.put_tree(DATA / "tokenizer")
     archive.pin(tokenizer.digest, kind=Kind.TREE, name="keystone-nano-tokenizer")
     repository = Repository(archive)
-    manifest = repository.put(Manifest(assembly=Assembly(base=base.digest, tokenizer=tokenizer.digest), source=SOURCE))
+    assembly = Assembly(base=base.digest, tokenizer=tokenizer.digest)
+    manifest = repository.put(Manifest(assembly=assembly, code_source=source_digest(), source=SOURCE))
     if repository.refs.find(ref) is None:
         repository.refs.set(ref, manifest, expected=None, reason="import nano")
     return manifest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +17,7 @@ from csf_store import Archive, CorruptError, Digest, Kind
 from keystone import KeystoneForCausalLM
 from keystone.checkpoints import assemble_base
 from keystone.errors import CheckpointError, ConfigurationError, RefusedError
+from keystone.identity import SOURCES
 from keystone.nano.embedded import DATA
 from keystone.quantize import quantizable_modules, quantize, recipe_for
 from manifests import AdapterUse, Assembly, Manifest, Recipe, Repository, Source
@@ -243,6 +245,16 @@ def test_the_shipped_base_is_what_its_card_says() -> None:
     assert f"{sum(tensor.numel() for tensor in weights.values()):,}" in card
     assert (DATA / "base" / "model.safetensors").stat().st_size <= 16_000_000
     assert json.loads((DATA / "base" / "config.json").read_text())["plt_num_loops"] == 2
+
+
+def test_a_manifest_says_which_source_computes(nano_archive: Path) -> None:
+    with Archive.open(nano_archive) as archive:
+        recorded = Repository(archive).load(Repository(archive).resolve("nano")).code_source
+    folder = Path(keystone.__file__).parent / "model"
+    files = [[name, f"b3:{blake3((folder / name).read_bytes()).hexdigest()}"] for name in SOURCES]
+    line = json.dumps({"files": files, "v": 1}, separators=(",", ":"))
+    assert str(recorded) == f"b3:{blake3(line.encode()).hexdigest()}"
+    assert {path.name for path in folder.glob("*.py")} - set(SOURCES) == {"__init__.py"}
 
 
 def test_importing_nano_again_moves_nothing(own_nano_archive: Path) -> None:
