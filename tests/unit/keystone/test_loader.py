@@ -17,7 +17,9 @@ from csf_store import Archive, CorruptError, Digest, Kind
 from keystone import KeystoneForCausalLM
 from keystone.checkpoints import assemble_base
 from keystone.errors import CheckpointError, ConfigurationError, RefusedError
+from keystone.evaluation.basics import frozen_split
 from keystone.identity import SOURCES
+from keystone.nano.card import CARD, TRAINING
 from keystone.nano.embedded import DATA
 from keystone.quantize import quantizable_modules, quantize, recipe_for
 from manifests import AdapterUse, Assembly, Manifest, Recipe, Repository, Source
@@ -240,9 +242,16 @@ def test_code_this_release_does_not_compute_is_refused(own_nano_archive: Path) -
 
 
 def test_the_shipped_base_is_what_its_card_says() -> None:
-    card = (DATA.parent / "MODEL_CARD.md").read_text()
+    card = CARD.read_text()
     weights = load_file(DATA / "base" / "model.safetensors")
-    assert f"{sum(tensor.numel() for tensor in weights.values()):,}" in card
+    record = json.loads(TRAINING.read_text())
+    assert f"{sum(tensor.numel() for tensor in weights.values()):,} parameters" in card
+    assert f"{record['log'][-1]['step']:,} of {record['recipe']['rows']} rows" in card
+    assert f"{record['log'][-1]['tokens']:,}:" in card
+    assert frozen_split().digest in card
+    assert "bits per byte" in card
+    assert "What it cannot do" in card
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert (DATA / "base" / "model.safetensors").stat().st_size <= 16_000_000
     assert json.loads((DATA / "base" / "config.json").read_text())["plt_num_loops"] == 2
 
