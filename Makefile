@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-slow check lint types imports bench-quality clean
+.PHONY: help quickstart test check lint types imports bench-quality clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -14,10 +14,7 @@ quickstart: $(VENV)/.runtime ## install, then the whole job on the embedded base
 	@$(BIN)/keystone quickstart
 
 test: $(VENV)/.dev ## the tests
-	@$(BIN)/pytest -m "not slow"
-
-test-slow: $(VENV)/.dev ## the suites that take minutes
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest
 
 check: lint types imports ## ruff, mypy and the import contract
 
