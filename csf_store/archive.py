@@ -15,7 +15,7 @@ from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import SEAL_AT
-from csf_store.ingest import BytesSource, FileSource, Ingest, Progress, plan_bytes, plan_file
+from csf_store.ingest import BytesSource, FileSource, Ingest, NamedSource, Progress, plan_bytes, plan_file
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
@@ -123,10 +123,22 @@ class Archive(Reading):
         path = Path(path)
         check_regular(path)
         with FileSource(path) as source:
-            plan = plan_file(source, allow_pickle=allow_pickle)
-            try:
-                return self._ingest.put(source, plan, Kind.BLOB, (), progress)
-            finally:
+            return self.put_source(source, progress=progress, allow_pickle=allow_pickle)
+
+    def put_source(
+        self, source: NamedSource, *, progress: Progress | None = None, allow_pickle: bool = False, commit: bool = True
+    ) -> Stored:
+        """Stores a named source, held to the rules of a file; durable when this returns, unless ``commit`` is off.
+
+        Raises:
+            InvalidInputError: if it is named as safetensors and malformed; nothing is written.
+            PickleRefusedError: if it is a pickle and ``allow_pickle`` is not set.
+        """
+        plan = plan_file(source, allow_pickle=allow_pickle)
+        try:
+            return self._ingest.put(source, plan, Kind.BLOB, (), progress)
+        finally:
+            if commit:
                 self._store.commit()
 
     def put_tree(
@@ -155,12 +167,7 @@ class Archive(Reading):
     ) -> tuple[TreeEntry, Stored]:
         """Stores one file of a listed directory; durable when this returns, unless ``commit`` is off."""
         with FileSource(file.source) as source:
-            plan = plan_file(source, allow_pickle=allow_pickle)
-            try:
-                stored = self._ingest.put(source, plan, Kind.BLOB, (), progress)
-            finally:
-                if commit:
-                    self._store.commit()
+            stored = self.put_source(source, progress=progress, allow_pickle=allow_pickle, commit=commit)
         return TreeEntry(file.path, stored.digest, stored.size, file.executable), stored
 
     def put_tree_entries(self, entries: Iterable[TreeEntry]) -> Stored:

@@ -52,6 +52,15 @@ class Source(Protocol):
         ...
 
 
+class NamedSource(Source, Protocol):
+    """Bytes with a name, which says what they claim to be."""
+
+    @property
+    def path(self) -> Path:
+        """The name, for the suffix and for messages."""
+        ...
+
+
 class BytesSource:
     """Bytes in memory; nothing is copied."""
 
@@ -77,6 +86,10 @@ class FileSource:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         os.close(self._fd)
 
     def read(self, offset: int, length: int) -> Buffer:
@@ -111,8 +124,8 @@ def plan_bytes(source: Source) -> Plan:
     return _plan(header) if header else Plan(Layout.PLAIN, 0, plain_cuts(source.size))
 
 
-def plan_file(source: FileSource, *, allow_pickle: bool) -> Plan:
-    """How to cut a file.
+def plan_file(source: NamedSource, *, allow_pickle: bool) -> Plan:
+    """How to cut a file, or what was one.
 
     Raises:
         InvalidInputError: if it is named ``.safetensors`` and is malformed or truncated.
@@ -125,8 +138,9 @@ def plan_file(source: FileSource, *, allow_pickle: bool) -> Plan:
             raise InvalidInputError(
                 f"{source.path} is not a sound safetensors file: {error}; nothing was stored"
             ) from error
-    found = pickle_inside(source.path, bytes(source.read(0, min(_HEAD, source.size))))
-    if found and not allow_pickle:
+    head = bytes(source.read(0, min(_HEAD, source.size)))
+    found = None if allow_pickle else pickle_inside(source.read, source.size, head)
+    if found:
         raise PickleRefusedError(
             f"{source.path} is {found}, which runs code when read; convert it to safetensors "
             "(or keep it as opaque bytes with --allow-pickle)"

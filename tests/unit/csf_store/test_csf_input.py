@@ -13,6 +13,7 @@ import pytest
 from csf_store import InvalidInputError, NotFoundError
 from csf_store.directories import list_directory
 from csf_store.framing import CHUNK_SIZE
+from csf_store.ingest import FileSource
 from csf_store.pickles import pickle_inside
 from csf_store.safetensors_layout import DTYPE_BITS, header_length, parse_header, tensor_cuts
 
@@ -105,7 +106,22 @@ class TestSafetensors:
 class TestPickles:
     def _found(self, tmp_path: Path, content: bytes) -> str | None:
         (tmp_path / "f").write_bytes(content)
-        return pickle_inside(tmp_path / "f", content[: 64 << 10])
+        with FileSource(tmp_path / "f") as source:
+            return pickle_inside(source.read, source.size, content[: 64 << 10])
+
+    def test_a_zip_directory_is_not_read_when_no_honest_one_is_so_long(self) -> None:
+        """The end record asks for 100 MiB, which exist: the read is refused, and never made."""
+        directory = 100 << 20
+        end = b"PK\x05\x06" + bytes(8) + directory.to_bytes(4, "little") + bytes(6)
+        asked: list[int] = []
+
+        def read(offset: int, length: int) -> bytes:
+            asked.append(length)
+            return (bytes(max(directory - offset, 0)) + end)[-(directory + 22 - offset) :][:length]
+
+        with pytest.raises(InvalidInputError, match="directory of 104857600 bytes"):
+            pickle_inside(read, directory + 22, b"PK")
+        assert max(asked) < 1 << 20
 
     @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
     @pytest.mark.parametrize("value", [None, 1, "text", [1, {"a": (2.5, b"x" * 100_000)}], {"k": list(range(9))}])
