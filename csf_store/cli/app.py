@@ -13,6 +13,7 @@ from csf_store.cli.session import Session
 _COMMANDS: Final = {
     "init": ("putting", "Make an archive."),
     "put": ("putting", "Store files and directories."),
+    "import": ("importing", "Store what an older CSF-Pack container holds."),
     "get": ("getting", "Write a blob or a tree to disk."),
     "ls": ("looking", "List pins, a tree, or a blob's tensors."),
     "stat": ("looking", "Show what is known of a digest."),

@@ -67,7 +67,7 @@ class Session:
 
     def fail(self, error: Exception, code: int) -> None:
         """Prints an error on one line of standard error."""
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
         if self.json:
             document = {"error": type(error).__name__, "message": message, "exit_code": code}
             line = json.dumps(document, separators=(",", ":"))
@@ -105,6 +105,11 @@ def human_size(size: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would control it is shown as an escape. Names come from anywhere."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def display(path: str | Path) -> str:

@@ -221,7 +221,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for command in ("init", "put", "get", "ls", "stat", "cat", "verify", "rm", "log"):
+    for command in ("init", "put", "import", "get", "ls", "stat", "cat", "verify", "rm", "log"):
         result = CliRunner().invoke(main, [command, "--help"])
         assert result.exit_code == 0
         assert f"csf {command}" in result.stdout or f" {command}\n" in result.stdout
