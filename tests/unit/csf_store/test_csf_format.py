@@ -2,8 +2,8 @@
 
 import json
 import re
-import struct
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
