@@ -60,8 +60,8 @@ def held_out_text(limit: int) -> list[str]:
 
 
 @click.command()
-@click.option("--tasks", default=400, show_default=True, help="Held-out tasks to solve.")
-@click.option("--bytes", "limit", default=120_000, show_default=True, help="Characters of held-out text to score.")
+@click.option("--tasks", default=300, show_default=True, help="Held-out tasks to solve.")
+@click.option("--bytes", "limit", default=60_000, show_default=True, help="Characters of held-out text to score.")
 def main(tasks: int, limit: int) -> None:
     """Print the table."""
     quiet_libraries()

@@ -253,10 +253,12 @@ def _train(
             progress=lambda *_: progress(1),
         )
     losses = trained.record.losses
+    tenth = max(1, len(losses) // 10)
+    first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
     narrator.say(
-        f"{settings.steps} steps on {len(tasks)} exercises, loss {losses[0]:.3f} to {losses[-1]:.3f}; "
-        f"base tensors before = after: {trained.record.base_before.short}"
+        f"{settings.steps} steps on {len(tasks)} exercises, mean loss of a tenth of them {first:.3f} to {last:.3f}"
     )
+    narrator.say(f"base tensors before = after: {trained.record.base_before.short}")
     return write_adapter(trained.model, work / "quickstart-lora"), trained.record
 
 

@@ -1,11 +1,14 @@
 """What commands of this floor need beside what `csf` already has."""
 
 import os
+import warnings
 
 
 def quiet_libraries() -> None:
     """Keep transformers from drawing bars and remarks between our lines; its errors still reach us as exceptions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers renamed a method that peft still calls by its old name; nobody here can do anything about it.
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     from transformers.utils import logging  # noqa: PLC0415 - heavy, and only for commands that need it
 
     logging.disable_progress_bar()

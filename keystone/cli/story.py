@@ -27,7 +27,7 @@ class ConsoleNarrator(Narrator):
 
     def say(self, text: str) -> None:
         """One indented line."""
-        self._console.print(f"  {text}", markup=False)
+        self._console.print(f"  {text}", markup=False, soft_wrap=True)
 
     def compare(self, prompt: str, before: str, after: str) -> None:
         """Two panels side by side."""
