@@ -140,7 +140,7 @@ def test_an_adapter_changes_the_answer_as_peft_would(own_nano_archive: Path, lor
     error, effect = torch.linalg.norm(ours - theirs), torch.linalg.norm(ours - bare)
     assert error < 0.01 * torch.linalg.norm(theirs)
     assert effect > 10 * error
-    assert effect > 0.05 * torch.linalg.norm(bare)
+    assert effect > 0.02 * torch.linalg.norm(bare)
 
 
 def test_weights_of_two_adapters_add_up(own_nano_archive: Path, lora: Path, tmp_path: Path) -> None:
