@@ -44,11 +44,11 @@ PROMPTS = (
     [14, 25]
     """
 ''',
-    '''def scale(x):
-    """Return 3 times x plus 7.
+    '''def scale(values):
+    """Return a list with 3 times x plus 7 for each x in values.
 
-    >>> scale(2)
-    13
+    >>> scale([2])
+    [13]
     """
 ''',
 )

@@ -32,6 +32,6 @@ def import_command(session: Session, *, source: str, ref: str | None) -> None:
         session.item({"kind": role, "digest": tree}, f"{role:<9}  {tree}")
     session.item({"manifest": str(digest), "ref": name, "ref_at": str(at), **fields}, f"manifest   {digest}")
     if at == digest:
-        session.note(f"ref        {name}\nnext: keystone load {name} --prompt 'def add(a, b):'")
+        session.note(f"ref        {name}\nnext: keystone load {name} --prompt 'def keep_even(values):'")
     else:
         session.note(f"ref        {name} stays at {at}; `keystone ref set {name} {digest.short}` would move it")

@@ -1,6 +1,9 @@
 """`keystone quickstart`: the story of `keystone.quickstart`, drawn for a person."""
 
 import itertools
+import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,6 +43,7 @@ def quickstart_command(session: Session, *, into: Path | None) -> None:
     narrator = Narrator() if session.json else ConsoleNarrator(console)
     with Archive.create(place) as archive, tempfile.TemporaryDirectory() as work:
         outcome = run(archive, Path(work), narrator)
+    home = "" if shutil.which("keystone") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     before, after = outcome.base.result.overall, outcome.adapted.result.overall
     session.item(
         {
@@ -55,10 +59,10 @@ def quickstart_command(session: Session, *, into: Path | None) -> None:
         },
         f"\nDone in {outcome.seconds:.0f} s. Four commands to try next:\n\n"
         f"  export CSF_ARCHIVE={place}\n"
-        f"  keystone load {outcome.adapted.digest.short} --prompt 'def add(a, b):'\n"
-        f"  keystone ref log prod\n"
-        f"  keystone audit {outcome.adapted.digest.short}\n"
-        f"  csf ls\n",
+        f"  {home}keystone load {outcome.adapted.digest.short} --prompt 'def keep_even(values):'\n"
+        f"  {home}keystone ref log prod\n"
+        f"  {home}keystone audit {outcome.adapted.digest.short}\n"
+        f"  {home}csf ls\n",
     )
     if any(report.verdict.value == "FAIL" for report in outcome.audits):
         click.get_current_context().exit(1)
