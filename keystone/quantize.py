@@ -5,8 +5,8 @@ quantized is an error, and a linear module of the layers that is not listed stay
 Embeddings, norms, gates and the output head are never quantized.
 
 bitsandbytes repacks a `Linear4bit` in place on its first CPU forward where the processor has AVX512-BF16. Whatever
-reads the weights afterwards (a merge, a gradient, a digest) sees other bytes. `keep_unpacked` turns that off for a
-model that is to be trained, merged or hashed; a model that only answers keeps the fast path.
+reads the weights afterwards (a merge, a gradient, a digest) sees other bytes. A model that only answers keeps that fast
+path; `adapters.train_lora` turns it off for the model it trains.
 """
 
 import logging
@@ -112,16 +112,6 @@ def _quantized(linear: nn.Linear, recipe: Recipe) -> nn.Module:
         )
     made.bias = linear.bias
     return made.to(device).eval()  # type: ignore[no-any-return]
-
-
-def keep_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights in place, for a model that will be trained, merged or hashed."""
-    for module in _four_bit(model):
-        module.support_avx512bf16_for_cpu = False
-
-
-def _four_bit(model: nn.Module) -> Iterator[Any]:
-    return (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu"))
 
 
 def weight_bytes(model: nn.Module) -> int:

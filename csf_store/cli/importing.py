@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from csf_store.cli.progress import progress_bar
-from csf_store.cli.session import Session, Value, display, human_size, json_option, pass_session, printable
+from csf_store.cli.session import Session, acknowledge, display, json_option, pass_session
 
 if TYPE_CHECKING:
     from csf_store.csfpack import CsfPack
     from csf_store.digest import Digest
-    from csf_store.objects import Stored
 
 
 @click.command("import")
@@ -54,23 +53,10 @@ def _store(session: Session, pack: CsfPack, digests: tuple[Digest, ...], *, allo
             if stored.digest != digest:  # decoded twice, so somebody may have written to the file in between
                 raise CorruptError(f"{pack.path}: changed at {member.path!r} while it was imported; import it again")
             written += stored.stored
-            _acknowledge(session, stored, member.path)
+            acknowledge(session, stored, member.path)
         entries = (
             TreeEntry(member.path, digest, member.size) for member, digest in zip(pack.members, digests, strict=True)
         )
         tree = archive.put_tree_entries(entries)
         archive.pin(tree.digest, kind=tree.kind, name=display(pack.path.name))
-        _acknowledge(session, tree._replace(stored=tree.stored + written), display(pack.path))
-
-
-def _acknowledge(session: Session, stored: Stored, path: str) -> None:
-    fields: dict[str, Value] = {
-        "digest": str(stored.digest),
-        "path": path,
-        "size": stored.size,
-        "stored": stored.stored,
-        "kind": str(stored.kind),
-        "new": stored.new,
-    }
-    sizes = f"{human_size(stored.size):>10}  +{human_size(stored.stored)}"
-    session.item(fields, f"{stored.digest}  {sizes}  {printable(path)}")
+        acknowledge(session, tree._replace(stored=tree.stored + written), display(pack.path))

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from csf_store.cli.progress import progress_bar
-from csf_store.cli.session import Session, Value, display, human_size, json_option, pass_session
+from csf_store.cli.session import Session, acknowledge, display, json_option, pass_session
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
     from csf_store.directories import Found
     from csf_store.ingest import Progress
-    from csf_store.objects import Stored
 
 
 @click.command()
@@ -78,7 +77,7 @@ def _look(path: Path, *, allow_pickle: bool) -> _Job:
 def _put_file(session: Session, archive: Archive, path: Path, progress: Progress | None, *, allow_pickle: bool) -> None:
     stored = archive.put_file(path, progress=progress, allow_pickle=allow_pickle)
     archive.pin(stored.digest, kind=stored.kind, name=display(path.name))
-    _acknowledge(session, stored, path)
+    acknowledge(session, stored, display(path))
 
 
 def _put_directory(
@@ -90,24 +89,10 @@ def _put_directory(
         entry, stored = archive.put_found(file, progress=progress, allow_pickle=allow_pickle)
         entries.append(entry)
         written += stored.stored
-        _acknowledge(session, stored, job.path / file.path)
+        acknowledge(session, stored, display(job.path / file.path))
     tree = archive.put_tree_entries(entries)
     archive.pin(tree.digest, kind=tree.kind, name=display(job.path.resolve().name))
-    _acknowledge(session, tree._replace(stored=tree.stored + written), job.path)
-
-
-def _acknowledge(session: Session, stored: Stored, path: Path) -> None:
-    fields: dict[str, Value] = {
-        "digest": str(stored.digest),
-        "path": display(path),
-        "size": stored.size,
-        "stored": stored.stored,
-        "kind": str(stored.kind),
-        "new": stored.new,
-    }
-    session.item(
-        fields, f"{stored.digest}  {human_size(stored.size):>10}  +{human_size(stored.stored)}  {display(path)}"
-    )
+    acknowledge(session, tree._replace(stored=tree.stored + written), display(job.path))
 
 
 @click.command()

@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
+    from csf_store.objects import Stored
 
 Value: TypeAlias = "str | int | float | bool | Sequence[Value] | Mapping[str, Value] | None"
 _CLEAR_LINE: Final = "\r\x1b[2K"
@@ -95,6 +96,20 @@ def json_option(command: _Command) -> _Command:
 
 
 pass_session = click.make_pass_decorator(Session)
+
+
+def acknowledge(session: Session, stored: Stored, path: str) -> None:
+    """Says that something is safe on disk, and where it came from."""
+    fields: dict[str, Value] = {
+        "digest": str(stored.digest),
+        "path": path,
+        "size": stored.size,
+        "stored": stored.stored,
+        "kind": str(stored.kind),
+        "new": stored.new,
+    }
+    sizes = f"{human_size(stored.size):>10}  +{human_size(stored.stored)}"
+    session.item(fields, f"{stored.digest}  {sizes}  {printable(path)}")
 
 
 def human_size(size: int) -> str:

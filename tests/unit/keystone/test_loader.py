@@ -136,11 +136,10 @@ def test_an_adapter_changes_the_answer_as_peft_would(own_nano_archive: Path, lor
         theirs = PeftModel.from_pretrained(reference, str(lora)).eval()(ids).logits.float()
         with loaded.model.disable_adapter():  # type: ignore[operator]
             bare = loaded.model(ids).logits.float()
-    # bf16 kernels may round a few of many logits differently; the adapter's own effect is of another size.
     error, effect = torch.linalg.norm(ours - theirs), torch.linalg.norm(ours - bare)
-    assert error < 0.01 * torch.linalg.norm(theirs)
+    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.02)
     assert effect > 10 * error
-    assert effect > 0.02 * torch.linalg.norm(bare)
+    assert effect > 0.05 * torch.linalg.norm(bare)
 
 
 def test_weights_of_two_adapters_add_up(own_nano_archive: Path, lora: Path, tmp_path: Path) -> None:
