@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from csf_store.bases import Base, base_of
 from csf_store.check import Check, VerifyReport
 from csf_store.digest import Buffer, Digest
 from csf_store.directories import Found, check_regular, list_directory
@@ -19,7 +20,7 @@ from csf_store.ingest import BytesSource, FileSource, Ingest, NamedSource, Progr
 from csf_store.ledger import Ledger
 from csf_store.ledger_state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
-from csf_store.objects import Kind, Stored
+from csf_store.objects import Kind, Layout, Stored
 from csf_store.pipeline import Pipeline
 from csf_store.reading import Reading
 from csf_store.store import Store
@@ -34,7 +35,7 @@ class Archive(Reading):
         self.path = path
         self.id = archive_id
         super().__init__(fs, Store(fs, path, archive_id, seal_at=seal_at), Pipeline())
-        self._ingest = Ingest(self._store, self._pipeline)
+        self._ingest = Ingest(self._store, self._retrieve, self._pipeline)
         self.ledger = Ledger(fs, path, archive_id)
 
     @classmethod
@@ -109,12 +110,45 @@ class Archive(Reading):
             if not self.contains(link):
                 raise NotFoundError(f"the {kind} links to {link}, which is not in this archive; put that first")
         try:
-            return self._ingest.put(source, plan_bytes(source), kind, links, None)
+            return self._ingest.put(source, plan_bytes(source), kind, links)
         finally:
             self._store.commit()
 
-    def put_file(self, path: str | Path, *, progress: Progress | None = None, allow_pickle: bool = False) -> Stored:
+    def base(self, *digests: Digest) -> Base:
+        """The tensors of safetensors blobs, and of all those in trees, for puts to store differences to.
+
+        Raises:
+            NotFoundError: if one is not there.
+            InvalidInputError: if there is no safetensors blob among them.
+        """
+        blobs: list[Digest] = []
+        for digest in digests:
+            if self.contains(digest, Kind.TREE):
+                blobs += [entry.blob for entry in self.tree(digest).entries]
+            else:
+                blobs.append(digest)
+        found = [self._retrieve.open(digest, Kind.BLOB) for digest in dict.fromkeys(blobs)]
+        usable = [each for each in found if each.body.layout == Layout.SAFETENSORS]
+        if not usable:
+            names = ", ".join(map(str, digests))
+            raise InvalidInputError(f"{names}: no safetensors blob, so nothing can be stored as a difference to it")
+        return base_of(self._store, self._retrieve, usable)
+
+    def put_file(
+        self,
+        path: str | Path,
+        *,
+        base: Base | None = None,
+        progress: Progress | None = None,
+        allow_pickle: bool = False,
+    ) -> Stored:
         """Stores a file as a blob; durable when this returns. Symbolic links are followed here, but not in trees.
+
+        Args:
+            path: the file.
+            base: tensors that its own may be stored as differences to, where that is smaller.
+            progress: called with the bytes of each chunk done.
+            allow_pickle: keep pickles as opaque bytes.
 
         Raises:
             InvalidInputError: if it is a malformed safetensors file or no regular file; nothing is written.
@@ -123,10 +157,16 @@ class Archive(Reading):
         path = Path(path)
         check_regular(path)
         with FileSource(path) as source:
-            return self.put_source(source, progress=progress, allow_pickle=allow_pickle)
+            return self.put_source(source, base=base, progress=progress, allow_pickle=allow_pickle)
 
     def put_source(
-        self, source: NamedSource, *, progress: Progress | None = None, allow_pickle: bool = False, commit: bool = True
+        self,
+        source: NamedSource,
+        *,
+        base: Base | None = None,
+        progress: Progress | None = None,
+        allow_pickle: bool = False,
+        commit: bool = True,
     ) -> Stored:
         """Stores a named source, held to the rules of a file; durable when this returns, unless ``commit`` is off.
 
@@ -136,13 +176,18 @@ class Archive(Reading):
         """
         plan = plan_file(source, allow_pickle=allow_pickle)
         try:
-            return self._ingest.put(source, plan, Kind.BLOB, (), progress)
+            return self._ingest.put(source, plan, Kind.BLOB, (), progress=progress, base=base)
         finally:
             if commit:
                 self._store.commit()
 
     def put_tree(
-        self, directory: str | Path, *, progress: Progress | None = None, allow_pickle: bool = False
+        self,
+        directory: str | Path,
+        *,
+        base: Base | None = None,
+        progress: Progress | None = None,
+        allow_pickle: bool = False,
     ) -> Stored:
         """Stores a directory as a tree. Everything in it is checked before the first byte is written.
 
@@ -154,7 +199,9 @@ class Archive(Reading):
         entries = []
         try:
             for file in found:
-                entry, stored = self.put_found(file, progress=progress, allow_pickle=allow_pickle, commit=False)
+                entry, stored = self.put_found(
+                    file, base=base, progress=progress, allow_pickle=allow_pickle, commit=False
+                )
                 entries.append(entry)
                 written += stored.stored
         finally:
@@ -163,11 +210,17 @@ class Archive(Reading):
         return tree._replace(stored=tree.stored + written)
 
     def put_found(
-        self, file: Found, *, progress: Progress | None = None, allow_pickle: bool = False, commit: bool = True
+        self,
+        file: Found,
+        *,
+        base: Base | None = None,
+        progress: Progress | None = None,
+        allow_pickle: bool = False,
+        commit: bool = True,
     ) -> tuple[TreeEntry, Stored]:
         """Stores one file of a listed directory; durable when this returns, unless ``commit`` is off."""
         with FileSource(file.source) as source:
-            stored = self.put_source(source, progress=progress, allow_pickle=allow_pickle, commit=commit)
+            stored = self.put_source(source, base=base, progress=progress, allow_pickle=allow_pickle, commit=commit)
         return TreeEntry(file.path, stored.digest, stored.size, file.executable), stored
 
     def put_tree_entries(self, entries: Iterable[TreeEntry]) -> Stored:

@@ -185,17 +185,25 @@ class Check:
         name = self._store.segment_name(where.segment)
         record_type = RecordType.OBJECT if kind else RecordType.CHUNK
         entry = FooterEntry(
-            where.offset, where.stored, where.raw, record_type, kind.number if kind else 0, where.codec, digest
+            where.offset,
+            where.stored,
+            where.raw,
+            record_type,
+            kind.number if kind else 0,
+            where.codec,
+            digest,
+            where.base,
         )
         if entry in valid.get(name, set()):
             return
         try:
             header = self._store.read(where, digest).header  # it may have been added after the segment was scanned
-            if (header.type, header.kind, header.raw_length, header.codec) != (
+            if (header.type, header.kind, header.raw_length, header.codec, header.base) != (
                 record_type,
                 entry.kind,
                 where.raw,
                 where.codec,
+                where.base,
             ):
                 raise CorruptError("the index describes the record wrongly; delete index.sqlite, it is rebuilt")
         except CsfError as error:

@@ -33,7 +33,7 @@ TRAILER_MAGIC: Final = b"\x89CSFEND\n"
 
 _SEGMENT: Final = struct.Struct("<8sHHI16s16s16s")
 _RECORD: Final = struct.Struct("<4sBBBBQQ32s32s32s8s")
-_ENTRY: Final = struct.Struct("<QQQBBBBI32s")
+_ENTRY: Final = struct.Struct("<QQQBBBBI32s32s")
 _TRAILER: Final = struct.Struct("<8sQQQ16s16s")
 SEGMENT_HEADER_SIZE: Final = _SEGMENT.size
 RECORD_HEADER_SIZE: Final = _RECORD.size
@@ -97,6 +97,7 @@ class FooterEntry(NamedTuple):
     kind: int
     codec: int
     digest: bytes
+    base: bytes = ZERO_DIGEST
 
 
 class Trailer(NamedTuple):
@@ -176,13 +177,24 @@ def unpack_record_header(segment_id: bytes, data: bytes) -> RecordHeader:
         raise FramingError(f"unknown record type {kind_of_record}") from None
     if reserved or stored > _STORED_LIMIT[record_type] or raw > _RAW_LIMIT[record_type]:
         raise FramingError(f"impossible lengths: {raw} bytes in {stored}")
+    if base != ZERO_DIGEST and record_type != RecordType.CHUNK:
+        raise FramingError("only a chunk can be a difference")
     return RecordHeader(record_type, codec, kind, raw, stored, digest, stored_hash, base)
 
 
 def pack_footer_entry(entry: FooterEntry) -> bytes:
     """The bytes of one line of the table of contents."""
     return _ENTRY.pack(
-        entry.offset, entry.stored_length, entry.raw_length, entry.type, entry.kind, entry.codec, 0, 0, entry.digest
+        entry.offset,
+        entry.stored_length,
+        entry.raw_length,
+        entry.type,
+        entry.kind,
+        entry.codec,
+        0,
+        0,
+        entry.digest,
+        entry.base,
     )
 
 
@@ -195,12 +207,12 @@ def unpack_footer(table: bytes, size: int) -> list[FooterEntry]:
     if len(table) % FOOTER_ENTRY_SIZE:
         raise FramingError("the footer is not a whole number of entries")
     entries = []
-    for offset, stored, raw, record_type, kind, codec, flags, reserved, digest in _ENTRY.iter_unpack(table):
+    for offset, stored, raw, record_type, kind, codec, flags, reserved, digest, base in _ENTRY.iter_unpack(table):
         if record_type not in (RecordType.CHUNK, RecordType.OBJECT) or flags or reserved:
             raise FramingError("the footer holds an entry of no known type")
         if offset + RECORD_HEADER_SIZE + stored > size:
             raise FramingError("the footer points outside its segment")
-        entries.append(FooterEntry(offset, stored, raw, RecordType(record_type), kind, codec, digest))
+        entries.append(FooterEntry(offset, stored, raw, RecordType(record_type), kind, codec, digest, base))
     return entries
 
 

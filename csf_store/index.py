@@ -14,32 +14,41 @@ import contextlib
 import sqlite3
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from csf_store.errors import StorageError
-from csf_store.framing import RECORD_HEADER_SIZE, FooterEntry, RecordType
+from csf_store.framing import RECORD_HEADER_SIZE, ZERO_DIGEST, FooterEntry, RecordType
 
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _BUSY_SECONDS: Final = 60.0
 _SCHEMA: Final = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments(
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, end INTEGER NOT NULL, size INTEGER NOT NULL,
-  mtime INTEGER NOT NULL, sealed INTEGER NOT NULL);
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, end INTEGER NOT NULL, size INTEGER NOT NULL,
+  mtime INTEGER NOT NULL, sealed INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE chunks(
   digest BLOB PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL,
-  raw INTEGER NOT NULL, codec INTEGER NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+  raw INTEGER NOT NULL, codec INTEGER NOT NULL, base BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE objects(
   digest BLOB NOT NULL, kind INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
-  stored INTEGER NOT NULL, raw INTEGER NOT NULL, codec INTEGER NOT NULL, crc INTEGER NOT NULL,
+  stored INTEGER NOT NULL, raw INTEGER NOT NULL, codec INTEGER NOT NULL, crc INTEGER NOT NULL, seen INTEGER NOT NULL,
   PRIMARY KEY(digest, kind)) WITHOUT ROWID;
 CREATE TABLE lost(
   digest BLOB NOT NULL, kind INTEGER NOT NULL, segment TEXT NOT NULL, offset INTEGER NOT NULL,
   PRIMARY KEY(digest, kind)) WITHOUT ROWID;
 """
+_ADD_CHUNK: Final = """
+INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE SET
+  segment=excluded.segment, offset=excluded.offset, stored=excluded.stored, raw=excluded.raw, codec=excluded.codec,
+  base=excluded.base, crc=excluded.crc
+WHERE chunks.base != zeroblob(32) AND excluded.base = zeroblob(32)
+"""
+"""The first record of a chunk is the one to know, but one that stands alone is better than a difference: others may be
+differences to it, and a base must be no difference itself."""
 _STORAGE_TROUBLE: Final = (
     "SQLITE_BUSY",
     "SQLITE_LOCKED",
@@ -48,7 +57,7 @@ _STORAGE_TROUBLE: Final = (
     "SQLITE_CANTOPEN",
     "SQLITE_PERM",
 )
-_CRC: Final = struct.Struct("<32sBQQQQB")
+_CRC: Final = struct.Struct("<32sBQQQQB32s")
 
 
 class IndexUnusableError(Exception):
@@ -56,13 +65,19 @@ class IndexUnusableError(Exception):
 
 
 class Location(NamedTuple):
-    """Where a record is: segment row, offset, stored and raw length, codec."""
+    """Where a record is: segment row, offset, stored and raw length, codec, and the chunk it is a difference to."""
 
     segment: int
     offset: int
     stored: int
     raw: int
     codec: int
+    base: bytes = ZERO_DIGEST
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether another chunk is needed to decode it."""
+        return self.base != ZERO_DIGEST
 
 
 class SegmentState(NamedTuple):
@@ -157,7 +172,7 @@ class Index:
         """Where a chunk is."""
         with self._guard():
             row = self._db.execute(
-                "SELECT segment, offset, stored, raw, codec, crc FROM chunks WHERE digest=?", (digest,)
+                "SELECT segment, offset, stored, raw, codec, base, crc FROM chunks WHERE digest=?", (digest,)
             ).fetchone()
         return self._checked(digest, 0, row) if row else None
 
@@ -165,15 +180,15 @@ class Index:
         """Where an object of that kind is."""
         with self._guard():
             row = self._db.execute(
-                "SELECT segment, offset, stored, raw, codec, crc FROM objects WHERE digest=? AND kind=?",
-                (digest, kind),
+                "SELECT segment, offset, stored, raw, codec, ?, crc FROM objects WHERE digest=? AND kind=?",
+                (ZERO_DIGEST, digest, kind),
             ).fetchone()
         return self._checked(digest, kind, row) if row else None
 
-    def _checked(self, digest: bytes, kind: int, row: tuple[int, ...]) -> Location:
+    def _checked(self, digest: bytes, kind: int, row: tuple[int, int, int, int, int, bytes, int]) -> Location:
         try:
-            where = Location(*row[:5])
-            if _crc(digest, kind, where) == row[5]:
+            where = Location(*row[:6])
+            if _crc(digest, kind, where) == row[6]:
                 return where
         except (TypeError, struct.error):
             pass
@@ -201,14 +216,17 @@ class Index:
     def segments(self) -> dict[str, SegmentState]:
         """Every segment the index knows, by name."""
         with self._guard():
-            rows = self._db.execute("SELECT id, name, end, size, mtime, sealed FROM segments").fetchall()
+            rows = self._db.execute("SELECT id, name, end, size, mtime, sealed, crc FROM segments").fetchall()
+            if any(zlib.crc32(row[1].encode()) != row[6] for row in rows):
+                raise IndexUnusableError("the name of a segment is damaged")
         return {row[1]: SegmentState(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
 
     def segment_id(self, name: str) -> int:
         """The row number of a segment, made if it has none."""
         with self._guard():
             self._db.execute(
-                "INSERT OR IGNORE INTO segments(name, end, size, mtime, sealed) VALUES (?,0,0,0,0)", (name,)
+                "INSERT OR IGNORE INTO segments(name, end, size, mtime, sealed, crc) VALUES (?,0,0,0,0,?)",
+                (name, zlib.crc32(name.encode())),
             )
             found: int = self._db.execute("SELECT id FROM segments WHERE name=?", (name,)).fetchone()[0]
         return found
@@ -218,19 +236,19 @@ class Index:
 
         Segments go by name here, not by row: the index may have been rebuilt since the records were written.
         """
-        chunks, objects = [], []
+        chunks, objects, now = [], [], int(time.time())
         states = list(states)
         rows = {state.name: self.segment_id(state.name) for state in states}
         for name, entry in records:
-            where = Location(rows[name], entry.offset, entry.stored_length, entry.raw_length, entry.codec)
+            where = Location(rows[name], entry.offset, entry.stored_length, entry.raw_length, entry.codec, entry.base)
             if entry.type == RecordType.CHUNK:
                 chunks.append((entry.digest, *where, _crc(entry.digest, 0, where)))
             else:
-                objects.append((entry.digest, entry.kind, *where, _crc(entry.digest, entry.kind, where)))
+                objects.append((entry.digest, entry.kind, *where[:5], _crc(entry.digest, entry.kind, where), now))
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR IGNORE INTO chunks VALUES (?,?,?,?,?,?,?)", chunks)
-            self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?,?,?,?,?,?,?,?)", objects)
+            self._db.executemany(_ADD_CHUNK, chunks)
+            self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?,?,?,?,?,?,?,?,?)", objects)
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=0", [(row[0],) for row in chunks])
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=?", [row[:2] for row in objects])
             self._db.executemany(

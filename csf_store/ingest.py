@@ -6,20 +6,25 @@ so that the blob digest covers exactly the bytes that were stored.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from blake3 import blake3
 
-from csf_store.codecs import Hint, encode
+from csf_store.bases import Base
+from csf_store.codecs import Hint, encode, needs_base
 from csf_store.digest import Buffer, Digest
 from csf_store.durable import storage_errors
-from csf_store.errors import ConflictError, InvalidInputError, PickleRefusedError
+from csf_store.errors import ConflictError, CorruptError, InvalidInputError, PickleRefusedError
+from csf_store.framing import ZERO_DIGEST
 from csf_store.objects import INLINE_LIMIT, ChunkRef, Form, Kind, Layout, ObjectBody, Stored, ordered_links, pack_object
 from csf_store.pickles import pickle_inside
 from csf_store.pipeline import Pipeline
+from csf_store.retrieve import Retrieve
 from csf_store.safetensors_layout import (
     MAX_HEADER,
     PREFIX,
@@ -168,22 +173,42 @@ def _sniff(source: Source) -> SafetensorsHeader | None:
         return None
 
 
+class _Piece(NamedTuple):
+    """A chunk to be, read: its bytes and where they are from."""
+
+    data: Buffer
+    cut: Cut
+
+
 class _Prepared(NamedTuple):
+    """A chunk, hashed and encoded; ``stored`` is None where the store has it already."""
+
     digest: bytes
     raw_length: int
     codec: int
     stored: Buffer | None
+    base: bytes = ZERO_DIGEST
 
 
 class Ingest:
     """Writes chunks and objects into a store, each once."""
 
-    def __init__(self, store: Store, pipeline: Pipeline) -> None:
+    def __init__(self, store: Store, retrieve: Retrieve, pipeline: Pipeline) -> None:
         self._store = store
+        self._retrieve = retrieve
         self._pipeline = pipeline
 
-    def put(self, source: Source, plan: Plan, kind: Kind, links: Iterable[Digest], progress: Progress | None) -> Stored:
-        """Stores a source as an object of a kind."""
+    def put(
+        self,
+        source: Source,
+        plan: Plan,
+        kind: Kind,
+        links: Iterable[Digest],
+        *,
+        progress: Progress | None = None,
+        base: Base | None = None,
+    ) -> Stored:
+        """Stores a source as an object of a kind; chunks may become differences to those of ``base``."""
         ordered = ordered_links(links)
         if plan.layout == Layout.PLAIN and source.size <= INLINE_LIMIT:
             data = source.read(0, source.size)
@@ -193,7 +218,8 @@ class Ingest:
         whole = blake3(max_threads=blake3.AUTO if source.size > 1 << 20 else 1)
         chunks: list[ChunkRef] = []
         written = 0
-        for prepared in self._pipeline.ordered(self._prepare, self._pieces(source, plan, whole)):
+        prepare = partial(self._prepare, base)
+        for prepared in self._pipeline.ordered(prepare, self._pieces(source, plan, whole)):
             chunks.append(ChunkRef(prepared.digest, prepared.raw_length))
             written += self._put_chunk(prepared)
             if progress:
@@ -202,25 +228,31 @@ class Ingest:
         body = ObjectBody(Form.CHUNKED, plan.layout, plan.header_length, ordered, tuple(chunks), b"")
         return self._put_object(digest, kind, body, size=source.size, codec=0, written=written)
 
-    def _pieces(self, source: Source, plan: Plan, whole: blake3) -> Iterator[tuple[Buffer, Hint]]:
+    def _pieces(self, source: Source, plan: Plan, whole: blake3) -> Iterator[_Piece]:
         for cut in plan.cuts:
             data = source.read(cut.offset, cut.length)
             whole.update(data)
-            yield data, Hint(cut.float_width)
+            yield _Piece(data, cut)
 
-    def _prepare(self, piece: tuple[Buffer, Hint]) -> _Prepared:
-        data, hint = piece
+    def _prepare(self, base: Base | None, piece: _Piece) -> _Prepared:
+        data, cut = piece
         digest = blake3(data).digest()
         if self._store.find_chunk(digest):
             return _Prepared(digest, len(data), 0, None)
+        hint = Hint(cut.tensor.dtype if cut.tensor else "")
+        other = base.chunk_for(cut.tensor, cut.within, len(data)) if base and cut.tensor else None
+        if other is not None:
+            with contextlib.suppress(CorruptError):  # a damaged base is no reason to refuse what stands alone
+                hint = hint._replace(base=self._retrieve.chunk(other, len(data)))
         codec, stored = encode(data, hint)
-        return _Prepared(digest, len(data), codec, stored)
+        against = other if other is not None and needs_base(codec) else ZERO_DIGEST
+        return _Prepared(digest, len(data), codec, stored, against)
 
     def _put_chunk(self, prepared: _Prepared) -> int:
         # Asked again: the same chunk may have been in flight twice.
         if prepared.stored is None or self._store.find_chunk(prepared.digest):
             return 0
-        header = chunk_header(prepared.digest, prepared.codec, prepared.raw_length, prepared.stored)
+        header = chunk_header(prepared.digest, prepared.codec, prepared.raw_length, prepared.stored, prepared.base)
         return self._store.append(header, prepared.stored)
 
     def _put_inline(self, data: Buffer, kind: Kind, links: tuple[Digest, ...]) -> Stored:

@@ -66,7 +66,14 @@ class Scan(NamedTuple):
 def entry_of(header: RecordHeader, offset: int) -> FooterEntry:
     """The table-of-contents line of a record."""
     return FooterEntry(
-        offset, header.stored_length, header.raw_length, header.type, header.kind, header.codec, header.digest
+        offset,
+        header.stored_length,
+        header.raw_length,
+        header.type,
+        header.kind,
+        header.codec,
+        header.digest,
+        header.base,
     )
 
 

@@ -16,7 +16,7 @@ from blake3 import blake3
 from csf_store.codecs import CodecError, codec
 from csf_store.digest import Buffer, Digest
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
-from csf_store.framing import CHUNK_SIZE, FramingError, RecordHeader, RecordType
+from csf_store.framing import CHUNK_SIZE, ZERO_DIGEST, FramingError, RecordHeader, RecordType
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
 from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo, parse_header
@@ -213,17 +213,47 @@ class Retrieve:
             raise CorruptError(f"chunk {Digest(part.digest)} is missing from every segment; put its file again")
         record = self._store.read(where, part.digest)
         place = self._store.directory / self._store.segment_name(where.segment)
+        base = self._base(record.header) if record.header.base != ZERO_DIGEST else None
         try:
-            decode_record(record.header, record.payload, part.out)
+            decode_record(record.header, record.payload, part.out, base)
         except (CodecError, FramingError) as error:
             raise damage(place, where.offset, str(error), Digest(part.digest)) from error
         return part.out
+
+    def _base(self, header: RecordHeader) -> memoryview:
+        """The raw bytes of the chunk that a record is a difference to."""
+        whose, digest = Digest(header.digest), Digest(header.base)
+        where = self._store.find_chunk(header.base)
+        if where is None:
+            raise CorruptError(
+                f"chunk {whose} is a difference to chunk {digest}, which is missing from every segment; "
+                "put its file again"
+            )
+        record = self._store.read(where, header.base)
+        place = self._store.directory / self._store.segment_name(where.segment)
+        # One deep, whatever an index or a forger says: so no chain can be long, and none can be a circle.
+        if record.header.base != ZERO_DIGEST:
+            raise damage(place, where.offset, f"it is the base of chunk {whose} and a difference itself", digest)
+        out = memoryview(bytearray(header.raw_length))
+        try:
+            decode_record(record.header, record.payload, out)
+        except (CodecError, FramingError) as error:
+            raise damage(place, where.offset, f"as the base of chunk {whose}: {error}", digest) from error
+        return out
+
+    def chunk(self, digest: bytes, length: int) -> memoryview:
+        """A whole chunk, proven against its own digest.
+
+        Raises:
+            CorruptError: if it is missing or damaged.
+        """
+        return self._decode_checked(_Part(digest, length, 0, memoryview(bytearray(length))))
 
     def check_chunk(self, digest: bytes) -> int:
         """Decodes a chunk and hashes it; returns its length."""
         where = self._store.find_chunk(digest)
         length = where.raw if where and where.raw <= CHUNK_SIZE else 0
-        self._decode_checked(_Part(digest, length, 0, memoryview(bytearray(length))))
+        self.chunk(digest, length)
         return length
 
     def header(self, found: OpenObject) -> SafetensorsHeader:
@@ -249,8 +279,8 @@ def _writable(info: TensorInfo, out: memoryview) -> memoryview:
     return view
 
 
-def decode_record(header: RecordHeader, payload: Buffer, out: memoryview) -> None:
-    """Decodes a chunk record into ``out``.
+def decode_record(header: RecordHeader, payload: Buffer, out: memoryview, base: Buffer | None = None) -> None:
+    """Decodes a chunk record into ``out``; ``base`` is the raw chunk it is a difference to.
 
     Raises:
         FramingError: if the record is no chunk of that length.
@@ -258,4 +288,4 @@ def decode_record(header: RecordHeader, payload: Buffer, out: memoryview) -> Non
     """
     if header.type != RecordType.CHUNK or header.raw_length != len(out):
         raise FramingError(f"the chunk has {header.raw_length} bytes where {len(out)} are expected")
-    codec(header.codec).decode_into(payload, out)
+    codec(header.codec).decode_into(payload, out, base)

@@ -28,9 +28,6 @@ DTYPE_BITS: Final[Mapping[str, int]] = {
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-_FLOAT_WIDTH: Final[Mapping[str, int]] = {
-    "F8_E5M2": 1, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "C64": 4,
-}  # fmt: skip
 
 
 class TensorInfo(NamedTuple):
@@ -66,11 +63,12 @@ class SafetensorsHeader(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A chunk to be: offset and length in the file, and bytes per value if it is floats."""
+    """A chunk to be: offset and length in the file; the tensor it is of, if it is of one, and where in it it begins."""
 
     offset: int
     length: int
-    float_width: int
+    tensor: TensorInfo | None = None
+    within: int = 0
 
 
 def header_length(prefix: bytes, size: int) -> int:
@@ -154,14 +152,14 @@ def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), end - begin, data_start + begin)
 
 
-def plain_cuts(size: int, start: int = 0, float_width: int = 0) -> Iterator[Cut]:
+def plain_cuts(size: int, start: int = 0, tensor: TensorInfo | None = None) -> Iterator[Cut]:
     """Cuts of ``size`` bytes from ``start``, every 4 MiB."""
     for offset in range(0, size, CHUNK_SIZE):
-        yield Cut(start + offset, min(CHUNK_SIZE, size - offset), float_width)
+        yield Cut(start + offset, min(CHUNK_SIZE, size - offset), tensor, offset)
 
 
 def tensor_cuts(header: SafetensorsHeader) -> Iterator[Cut]:
     """Cuts of a safetensors file: the header, then each tensor from its own start."""
     yield from plain_cuts(header.length)
     for tensor in header.tensors.values():
-        yield from plain_cuts(tensor.nbytes, tensor.offset, _FLOAT_WIDTH.get(tensor.dtype, 0))
+        yield from plain_cuts(tensor.nbytes, tensor.offset, tensor)

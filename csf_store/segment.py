@@ -25,6 +25,7 @@ from csf_store.framing import (
     RECORD_HEADER_SIZE,
     SEGMENT_HEADER_SIZE,
     TRAILER_SIZE,
+    ZERO_DIGEST,
     FooterEntry,
     FramingError,
     RecordHeader,
@@ -244,7 +245,16 @@ class SegmentWriter:
             except FramingError as error:
                 raise damage(self.path, offset, str(error)) from error
             table += pack_footer_entry(
-                FooterEntry(offset, head.stored_length, head.raw_length, head.type, head.kind, head.codec, head.digest)
+                FooterEntry(
+                    offset,
+                    head.stored_length,
+                    head.raw_length,
+                    head.type,
+                    head.kind,
+                    head.codec,
+                    head.digest,
+                    head.base,
+                )
             )
             records += 1
             offset += RECORD_HEADER_SIZE + head.stored_length
@@ -262,9 +272,9 @@ class SegmentWriter:
             self._fs.close(self._fd)
 
 
-def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer) -> RecordHeader:
-    """The header of a chunk record."""
-    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored))
+def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer, base: bytes = ZERO_DIGEST) -> RecordHeader:
+    """The header of a chunk record; ``base`` is the chunk it is a difference to."""
+    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored), base)
 
 
 def object_header(digest: Digest, kind: Kind, codec: int, size: int, payload: Buffer) -> RecordHeader:

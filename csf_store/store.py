@@ -234,7 +234,9 @@ class Store:
                 writer = self._ready_writer()
                 offset = writer.append(header, payload)
                 self._pending.append((writer.path.name, entry_of(header, offset)))
-                where = Location(self._writer_row, offset, header.stored_length, header.raw_length, header.codec)
+                where = Location(
+                    self._writer_row, offset, header.stored_length, header.raw_length, header.codec, header.base
+                )
                 self._pending_at[header.digest, header.kind if header.type == RecordType.OBJECT else 0] = where
                 if writer.length >= self._seal_at:
                     self._seal(writer)

@@ -1,7 +1,8 @@
 """What a codec is: a name, a number that is in the format for ever, and two pure functions.
 
 A codec knows nothing of files, digests or segments. It is given the raw bytes and a hint of what they are, and returns
-the bytes to store; reading needs the stored bytes alone. Codecs are stateless and called from many threads at once.
+the bytes to store; reading needs the stored bytes alone, or those and the base they are a difference to. Codecs are
+stateless and called from many threads at once.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ class Hint(NamedTuple):
     """What the writer knows of a chunk.
 
     Attributes:
-        float_width: bytes per value where the bytes are floats of a known type, else 0.
+        dtype: the safetensors code of the values, such as ``BF16``; empty where the bytes are no tensor.
+        base: raw bytes of the same length that are probably much like these, if somebody named them.
     """
 
-    float_width: int = 0
+    dtype: str = ""
+    base: Buffer | None = None
 
 
 class Codec(Protocol):
@@ -46,10 +49,15 @@ class Codec(Protocol):
         """The bytes to store for ``raw``; may be longer than ``raw``, and then the caller stores something else."""
         ...
 
-    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+    def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:
         """Fills ``out``, whose length is the raw length, exactly.
 
+        Args:
+            stored: what ``encode`` returned.
+            out: where the raw bytes go.
+            base: the raw bytes that were ``hint.base``, for a codec that stores differences; None for the others.
+
         Raises:
-            CodecError: if ``stored`` does not decode to exactly that many bytes.
+            CodecError: if ``stored`` does not decode to exactly that many bytes, or a base is missing.
         """
         ...

@@ -20,6 +20,7 @@ Work goes block by block and in place, because fresh memory is what costs time.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -40,6 +41,11 @@ _UNSIGNED: Final[dict[int, np.dtype[np.unsignedinteger[Any]]]] = {
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
+
+_WIDTHS: Final[Mapping[str, int]] = {
+    "F8_E5M2": 1, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "C64": 4,
+}  # fmt: skip
+"""Bytes per value of the dtypes it is for."""
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -104,18 +110,18 @@ class PlanesCodec:
 
     def accepts(self, raw: Buffer, hint: Hint) -> bool:
         """Floats of a width it knows."""
-        return hint.float_width in _UNSIGNED and len(raw) >= 64 * hint.float_width
+        return len(raw) >= 64 * _WIDTHS.get(hint.dtype, len(raw))
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:
         """Splits and compresses the top plane."""
-        width = hint.float_width if hint.float_width in _UNSIGNED else 1
+        width = _WIDTHS.get(hint.dtype, 1)
         count = len(raw) // width
         planes = _split(raw, width, count)
         top = compress_frame(planes[0].data, _huffman_only())
         tail = memoryview(raw)[count * width :]
         return b"".join([_HEAD.pack(width, bytes(3), len(top)), top, *(plane.data for plane in planes[1:]), tail])
 
-    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+    def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:  # noqa: ARG002
         """Decompresses the top plane and joins, in place."""
         view = memoryview(stored)
         if len(view) < _HEAD.size:

@@ -20,7 +20,7 @@ class RawCodec:
         """Returns ``raw``."""
         return raw
 
-    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+    def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:  # noqa: ARG002
         """Copies."""
         if len(stored) != len(out):
             raise CodecError(f"{len(stored)} stored bytes where {len(out)} are expected")

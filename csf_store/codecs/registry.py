@@ -22,17 +22,18 @@ _RAW: Final = 0
 
 
 class _Entry(NamedTuple):
-    """Where a codec lives, and whether it is for floats only. Its module is imported when it is first needed."""
+    """Where a codec lives, and what it needs. Its module is imported when it is first needed."""
 
     module: str
     name: str
-    floats_only: bool
+    tensors_only: bool = False
+    needs_base: bool = False
 
 
 _TABLE: Final = {
-    0: _Entry("raw", "RawCodec", floats_only=False),
-    1: _Entry("zstd", "ZstdCodec", floats_only=False),
-    2: _Entry("planes", "PlanesCodec", floats_only=True),
+    0: _Entry("raw", "RawCodec"),
+    1: _Entry("zstd", "ZstdCodec"),
+    2: _Entry("planes", "PlanesCodec", tensors_only=True),
 }
 
 
@@ -55,6 +56,11 @@ def codecs() -> dict[int, Codec]:
     return {number: codec(number) for number in _TABLE}
 
 
+def needs_base(number: int) -> bool:
+    """Whether what this codec stored can be read only together with a base."""
+    return _TABLE[number].needs_base
+
+
 def _sample(raw: Buffer) -> memoryview:
     view = memoryview(raw)
     if len(view) <= _SAMPLE * _SAMPLES:
@@ -65,7 +71,7 @@ def _sample(raw: Buffer) -> memoryview:
 
 def choose(raw: Buffer, hint: Hint) -> Codec:
     """The codec to use, by what it makes of a sample. Ties go to the lower number, so the choice is repeatable."""
-    numbers = [number for number, entry in _TABLE.items() if number and (hint.float_width or not entry.floats_only)]
+    numbers = [number for number, entry in _TABLE.items() if number and (hint.dtype or not entry.tensors_only)]
     candidates = [each for each in map(codec, numbers) if each.accepts(raw, hint)]
     sample = _sample(raw)
     sizes = {each.number: len(each.encode(sample, hint)) for each in candidates}

@@ -59,6 +59,6 @@ class ZstdCodec:
         """One zstd frame."""
         return compress_frame(raw, _parameters())
 
-    def decode_into(self, stored: Buffer, out: memoryview) -> None:
+    def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:  # noqa: ARG002
         """Decodes one frame."""
         out[:] = decompress_frame(stored, len(out))

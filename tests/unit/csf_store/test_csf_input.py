@@ -36,8 +36,10 @@ class TestSafetensors:
         header = parse_header(head, len(head) + 4 + size)
         assert list(header.tensors) == ["a", "z", "b"]
         start = len(head)
+        a, b = header.tensors["a"], header.tensors["b"]
         assert [tuple(cut) for cut in tensor_cuts(header)] == [
-            (0, start, 0), (start, 4, 2), (start + 4, CHUNK_SIZE, 0), (start + 4 + CHUNK_SIZE, 10, 0),
+            (0, start, None, 0), (start, 4, a, 0), (start + 4, CHUNK_SIZE, b, 0),
+            (start + 4 + CHUNK_SIZE, 10, b, CHUNK_SIZE),
         ]  # fmt: skip
 
     @pytest.mark.parametrize("dtype", DTYPE_BITS)

@@ -162,7 +162,7 @@ class TestFrames:
             check_segment_header(pack_segment_header(ID, bytes(16)), ID, ID)
 
     def test_a_footer_may_not_point_outside(self) -> None:
-        entry = struct.pack("<QQQBBBBI32s", 900, 50, 100, 1, 0, 0, 0, 0, bytes(32))
+        entry = struct.pack("<QQQBBBBI32s32s", 900, 50, 100, 1, 0, 0, 0, 0, bytes(32), bytes(32))
         assert len(unpack_footer(entry, 1078)) == 1
         for data, size in ((entry, 1077), (entry[:-1], 5000), (entry[:24] + b"\3" + entry[25:], 5000)):
             with pytest.raises(FramingError):
