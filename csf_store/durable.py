@@ -50,6 +50,10 @@ class FileSystem(Protocol):
         """Reads up to ``length`` bytes at ``offset``."""
         ...
 
+    def read_into(self, fd: int, parts: Sequence[memoryview], offset: int) -> int:
+        """Fills ``parts`` one after the other with the bytes from ``offset`` on; returns how many there were."""
+        ...
+
     def fsync(self, fd: int) -> None:
         """Makes a file's data and size durable."""
         ...
@@ -109,6 +113,9 @@ class OsFileSystem:
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:  # noqa: D102
         return os.pread(fd, length, offset)
+
+    def read_into(self, fd: int, parts: Sequence[memoryview], offset: int) -> int:  # noqa: D102
+        return os.preadv(fd, parts, offset)
 
     def fsync(self, fd: int) -> None:  # noqa: D102
         os.fsync(fd)
@@ -206,6 +213,25 @@ def read_exact(fs: FileSystem, fd: int, length: int, offset: int) -> bytes:
         pieces.append(data)
         got += len(data)
     return b"".join(pieces)
+
+
+def fill(fs: FileSystem, fd: int, parts: Sequence[memoryview], offset: int) -> int:
+    """Fills ``parts`` from ``offset`` on, in as many reads as it takes; less only where the file ends.
+
+    Memory that is already warm is filled several times faster than ``read_exact`` can make new.
+    """
+    views = [part for part in parts if len(part)]
+    got = 0
+    while views:
+        count = fs.read_into(fd, views, offset + got)
+        if count <= 0:
+            break
+        got += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if views and count:
+            views[0] = views[0][count:]
+    return got
 
 
 def temporary_beside(path: Path) -> Path:
