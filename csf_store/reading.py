@@ -217,6 +217,37 @@ class Reading:
             raise AmbiguousPrefixError(f"{text} fits several objects ({some} ...); type more digits")
         return Digest(fitting[0])
 
+    # -- below the content: what search and comparison stand on -------------------------------------------------------
+
+    @property
+    def fs(self) -> FileSystem:
+        """The file system all of it goes through."""
+        return self._fs
+
+    def listing(self) -> list[tuple[bytes, Kind]]:
+        """Digest and kind of every object, in the order of digests, from the index alone."""
+        return self._store.objects()
+
+    def record(self, digest: Digest, kind: Kind | None = None) -> OpenObject:
+        """An object's record: its size, links and chunk list. The chunk list is a claim, its chunks are not looked at.
+
+        Raises:
+            NotFoundError: if it is not there as that kind.
+        """
+        return self._retrieve.open(digest, kind)
+
+    def header(self, found: OpenObject) -> SafetensorsHeader:
+        """The checked header of a safetensors blob that was opened with ``record``.
+
+        Raises:
+            InvalidInputError: if the blob is something else.
+        """
+        return self._retrieve.header(found)
+
+    def read_range(self, found: OpenObject, start: int, out: memoryview) -> None:
+        """Fills ``out`` with the content from byte ``start`` on; only chunks it lies in are read, each is checked."""
+        self._retrieve.read_into(found, start, out)
+
 
 def _counted(pieces: Iterator[memoryview], progress: Progress | None) -> Iterator[memoryview]:
     for piece in pieces:
