@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from csf_store.digest import Buffer, Digest
-from csf_store.durable import FileStat, FileSystem, read_exact, storage_errors, write_all
+from csf_store.durable import FileStat, FileSystem, fill, read_exact, storage_errors, write_all
 from csf_store.errors import CorruptError, StorageError
 from csf_store.framing import (
     FOOTER_ENTRY_SIZE,
@@ -148,6 +148,27 @@ class SegmentReader:
         except FramingError as error:
             raise damage(self.path, offset, str(error), Digest(digest)) from error
         return Record(header, payload)
+
+    def read_into(self, offset: int, payload: memoryview, digest: bytes) -> RecordHeader:
+        """Fills ``payload`` with the stored bytes of the record of ``digest`` at ``offset``; returns its checked header.
+
+        The stored bytes are not hashed here: this is for readers who prove what they decode.
+
+        Raises:
+            CorruptError: naming digest, segment and offset.
+        """
+        head = bytearray(RECORD_HEADER_SIZE)
+        with storage_errors(self.path):
+            got = fill(self._fs, self._fd, [memoryview(head), payload], offset)
+        try:
+            header = unpack_record_header(self._id, bytes(head))
+            if header.digest != digest or header.stored_length != len(payload):
+                raise FramingError("the record is another one than the index says")
+            if got != RECORD_HEADER_SIZE + len(payload):
+                raise FramingError("the segment ends inside the record")
+        except FramingError as error:
+            raise damage(self.path, offset, str(error), Digest(digest)) from error
+        return header
 
     def close(self) -> None:
         """Lets go of the file."""

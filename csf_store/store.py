@@ -204,6 +204,14 @@ class Store:
         """
         return self._reader(where.segment).read(where.offset, where.stored, digest)
 
+    def read_into(self, where: Location, digest: bytes, payload: memoryview) -> RecordHeader:
+        """Fills ``payload`` with the stored bytes at a location, for readers who prove what they decode.
+
+        Raises:
+            CorruptError: naming digest, segment and offset.
+        """
+        return self._reader(where.segment).read_into(where.offset, payload, digest)
+
     def segment_name(self, row: int) -> str:
         """The file name of a segment row."""
         with self._lock:
