@@ -111,7 +111,7 @@ class MemberSource:
         self._stream: _Stream | None = None
         self._at = 0
 
-    def read(self, offset: int, length: int) -> Buffer:
+    def read(self, offset: int, length: int, into: memoryview | None = None) -> Buffer:  # noqa: ARG002 - a Source
         """Exactly these bytes of the content.
 
         Raises:

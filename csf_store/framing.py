@@ -26,6 +26,8 @@ SEAL_AT: Final = 256 << 20
 """A segment that has reached this size is sealed."""
 ID_SIZE: Final = 16
 ZERO_DIGEST: Final = bytes(DIGEST_SIZE)
+RAW_CODEC: Final = 0
+"""The codec that stores bytes as they are: what it stored hashes to its address, and is read where it belongs."""
 
 SEGMENT_MAGIC: Final = b"\x89CSFSEG\n"
 RECORD_MAGIC: Final = b"\x89CSR"

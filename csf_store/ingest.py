@@ -20,7 +20,7 @@ from csf_store.codecs import Hint, encode, needs_base
 from csf_store.digest import Buffer, Digest
 from csf_store.durable import storage_errors
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, PickleRefusedError
-from csf_store.framing import ZERO_DIGEST
+from csf_store.framing import CHUNK_SIZE, ZERO_DIGEST, RecordHeader
 from csf_store.objects import INLINE_LIMIT, ChunkRef, Form, Kind, Layout, ObjectBody, Stored, ordered_links, pack_object
 from csf_store.pickles import pickle_inside
 from csf_store.pipeline import Pipeline
@@ -52,8 +52,8 @@ class Source(Protocol):
         """How many bytes there are."""
         ...
 
-    def read(self, offset: int, length: int) -> Buffer:
-        """Exactly these bytes."""
+    def read(self, offset: int, length: int, into: memoryview | None = None) -> Buffer:
+        """Exactly these bytes; in ``into``, if they have to be put somewhere and it is given (``length`` bytes)."""
         ...
 
 
@@ -73,7 +73,7 @@ class BytesSource:
         self._view = memoryview(data).cast("B")
         self.size = len(self._view)
 
-    def read(self, offset: int, length: int) -> Buffer:
+    def read(self, offset: int, length: int, into: memoryview | None = None) -> Buffer:  # noqa: ARG002 - a Source
         """A view of these bytes."""
         return self._view[offset : offset + length]
 
@@ -97,14 +97,13 @@ class FileSource:
         """Closes the file."""
         os.close(self._fd)
 
-    def read(self, offset: int, length: int) -> Buffer:
+    def read(self, offset: int, length: int, into: memoryview | None = None) -> Buffer:
         """These bytes of the file.
 
         Raises:
             InvalidInputError: if the file became shorter.
         """
-        data = bytearray(length)
-        view = memoryview(data)
+        view = memoryview(bytearray(length)) if into is None else into
         got = 0
         with storage_errors(self.path):
             while got < length:
@@ -112,7 +111,7 @@ class FileSource:
                 if not count:
                     raise InvalidInputError(f"{self.path} became shorter while it was read; put it again when it rests")
                 got += count
-        return data
+        return view
 
 
 class Plan(NamedTuple):
@@ -174,10 +173,11 @@ def _sniff(source: Source) -> SafetensorsHeader | None:
 
 
 class _Piece(NamedTuple):
-    """A chunk to be, read: its bytes and where they are from."""
+    """A chunk to be, read: its bytes, where they are from, and the memory they may be in."""
 
     data: Buffer
     cut: Cut
+    buffer: memoryview
 
 
 class _Prepared(NamedTuple):
@@ -185,9 +185,9 @@ class _Prepared(NamedTuple):
 
     digest: bytes
     raw_length: int
-    codec: int
-    stored: Buffer | None
-    base: bytes = ZERO_DIGEST
+    buffer: memoryview
+    stored: Buffer | None = None
+    header: RecordHeader | None = None
 
 
 class Ingest:
@@ -219,26 +219,30 @@ class Ingest:
         chunks: list[ChunkRef] = []
         written = 0
         prepare = partial(self._prepare, base)
-        for prepared in self._pipeline.ordered(prepare, self._pieces(source, plan, whole)):
+        warm: list[memoryview] = []  # a buffer goes round as soon as its chunk is written
+        for prepared in self._pipeline.ordered(prepare, self._pieces(source, plan, whole, warm)):
             chunks.append(ChunkRef(prepared.digest, prepared.raw_length))
             written += self._put_chunk(prepared)
+            warm.append(prepared.buffer)
             if progress:
                 progress(prepared.raw_length)
         digest = Digest(whole.digest())
         body = ObjectBody(Form.CHUNKED, plan.layout, plan.header_length, ordered, tuple(chunks), b"")
         return self._put_object(digest, kind, body, size=source.size, codec=0, written=written)
 
-    def _pieces(self, source: Source, plan: Plan, whole: blake3) -> Iterator[_Piece]:
+    def _pieces(self, source: Source, plan: Plan, whole: blake3, warm: list[memoryview]) -> Iterator[_Piece]:
+        room = min(CHUNK_SIZE, source.size)
         for cut in plan.cuts:
-            data = source.read(cut.offset, cut.length)
+            buffer = warm.pop() if warm else memoryview(bytearray(room))
+            data = source.read(cut.offset, cut.length, buffer[: cut.length])
             whole.update(data)
-            yield _Piece(data, cut)
+            yield _Piece(data, cut, buffer)
 
     def _prepare(self, base: Base | None, piece: _Piece) -> _Prepared:
-        data, cut = piece
+        data, cut, buffer = piece
         digest = blake3(data).digest()
         if self._store.find_chunk(digest):
-            return _Prepared(digest, len(data), 0, None)
+            return _Prepared(digest, len(data), buffer)
         hint = Hint(cut.tensor.dtype if cut.tensor else "")
         other = base.chunk_for(cut.tensor, cut.within, len(data)) if base and cut.tensor else None
         if other is not None:
@@ -246,14 +250,14 @@ class Ingest:
                 hint = hint._replace(base=self._retrieve.chunk(other, len(data)))
         codec, stored = encode(data, hint)
         against = other if other is not None and needs_base(codec) else ZERO_DIGEST
-        return _Prepared(digest, len(data), codec, stored, against)
+        header = chunk_header(digest, codec, len(data), stored, against)
+        return _Prepared(digest, len(data), buffer, stored, header)
 
     def _put_chunk(self, prepared: _Prepared) -> int:
         # Asked again: the same chunk may have been in flight twice.
-        if prepared.stored is None or self._store.find_chunk(prepared.digest):
+        if prepared.stored is None or prepared.header is None or self._store.find_chunk(prepared.digest):
             return 0
-        header = chunk_header(prepared.digest, prepared.codec, prepared.raw_length, prepared.stored, prepared.base)
-        return self._store.append(header, prepared.stored)
+        return self._store.append(prepared.header, prepared.stored)
 
     def _put_inline(self, data: Buffer, kind: Kind, links: tuple[Digest, ...]) -> Stored:
         codec, stored = encode(data, Hint())

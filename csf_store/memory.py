@@ -1,4 +1,4 @@
-"""Memory for tensors. Fresh memory is the hidden cost of a fast read: the kernel clears it page by page, on first touch.
+"""Memory for tensors. Fresh memory is the hidden cost of a fast read: the kernel clears it page by page on first touch.
 
 With pages of 2 MiB instead of 4 KiB there are 512 times fewer faults. One anonymous mapping serves a whole checkpoint,
 and lives as long as any view of it does.

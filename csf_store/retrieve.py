@@ -1,11 +1,15 @@
 """The way out: an object becomes bytes again, and not one unproven byte is called its content.
 
-Every record read is checked (header, stored bytes). Content read as a whole is hashed as a whole against its digest: a
-chunk list is a claim until then. Reads of a part check each chunk against the chunk's own digest.
+Content read as a whole is hashed as a whole against its digest: a chunk list is a claim until then, and so is every
+stored byte. Reads of a part check each chunk against the chunk's own digest. Either proves the stored bytes too, so
+these are hashed only when something does not fit, to name the record that is to blame.
+
+Each thread decodes out of memory of its own that stays warm, and into the memory of whoever asked.
 """
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -16,7 +20,8 @@ from blake3 import blake3
 from csf_store.codecs import CodecError, codec
 from csf_store.digest import Buffer, Digest
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
-from csf_store.framing import CHUNK_SIZE, ZERO_DIGEST, FramingError, RecordHeader, RecordType
+from csf_store.framing import CHUNK_SIZE, RAW_CODEC, ZERO_DIGEST, FramingError, RecordHeader, RecordType
+from csf_store.index import Location
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
 from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo, parse_header
@@ -43,12 +48,28 @@ class _Part(NamedTuple):
     out: memoryview
 
 
+class _Warm(threading.local):
+    """One thread's memory for the stored bytes of a chunk, of its base, and for the base decoded."""
+
+    def __init__(self) -> None:
+        self.stored = memoryview(bytearray(CHUNK_SIZE))
+        self.base_stored = memoryview(b"")
+        self.base = memoryview(b"")
+
+    def with_base(self) -> _Warm:
+        """Itself, with the memory that only differences need."""
+        if not self.base:
+            self.base_stored, self.base = memoryview(bytearray(CHUNK_SIZE)), memoryview(bytearray(CHUNK_SIZE))
+        return self
+
+
 class Retrieve:
     """Reads objects and chunks out of a store."""
 
     def __init__(self, store: Store, pipeline: Pipeline) -> None:
         self._store = store
         self._pipeline = pipeline
+        self._warm = _Warm()
 
     def open(self, digest: Digest, kind: Kind | None) -> OpenObject:
         """Finds and reads an object record.
@@ -201,44 +222,65 @@ class Retrieve:
         return part.out
 
     def _check_decoded(self, part: _Part, target: memoryview) -> None:
-        if blake3(target).digest() != part.digest:
-            where = self._store.find_chunk(part.digest)
-            place = f"segment {self._store.segment_name(where.segment)} at offset {where.offset}" if where else "?"
-            raise CorruptError(f"{Digest(part.digest)}: {place}: decodes to other bytes; put its file again")
+        if blake3(target).digest() == part.digest:
+            return
+        where = self._find(part.digest)
+        record = self._store.read(where, part.digest)  # hashes the stored bytes, and names them if they are to blame
+        if record.header.base != ZERO_DIGEST:
+            self._store.read(self._find_base(record.header), record.header.base)
+        raise self._damage(where, "it decodes to other bytes", part.digest)
 
-    def _decode(self, part: _Part) -> memoryview:
-        """Decodes a whole chunk into ``part.out``; the stored bytes are checked, the decoded ones are not yet."""
-        where = self._store.find_chunk(part.digest)
-        if where is None:
-            raise CorruptError(f"chunk {Digest(part.digest)} is missing from every segment; put its file again")
-        record = self._store.read(where, part.digest)
+    def _damage(self, where: Location, what: str, digest: bytes) -> CorruptError:
         place = self._store.directory / self._store.segment_name(where.segment)
-        base = self._base(record.header) if record.header.base != ZERO_DIGEST else None
-        try:
-            decode_record(record.header, record.payload, part.out, base)
-        except (CodecError, FramingError) as error:
-            raise damage(place, where.offset, str(error), Digest(part.digest)) from error
-        return part.out
+        return damage(place, where.offset, what, Digest(digest))
 
-    def _base(self, header: RecordHeader) -> memoryview:
-        """The raw bytes of the chunk that a record is a difference to."""
-        whose, digest = Digest(header.digest), Digest(header.base)
+    def _find(self, digest: bytes) -> Location:
+        where = self._store.find_chunk(digest)
+        if where is None:
+            raise CorruptError(f"chunk {Digest(digest)} is missing from every segment; put its file again")
+        return where
+
+    def _find_base(self, header: RecordHeader) -> Location:
         where = self._store.find_chunk(header.base)
         if where is None:
             raise CorruptError(
-                f"chunk {whose} is a difference to chunk {digest}, which is missing from every segment; "
-                "put its file again"
+                f"chunk {Digest(header.digest)} is a difference to chunk {Digest(header.base)}, "
+                "which is missing from every segment; put its file again"
             )
-        record = self._store.read(where, header.base)
-        place = self._store.directory / self._store.segment_name(where.segment)
-        # One deep, whatever an index or a forger says: so no chain can be long, and none can be a circle.
-        if record.header.base != ZERO_DIGEST:
-            raise damage(place, where.offset, f"it is the base of chunk {whose} and a difference itself", digest)
-        out = memoryview(bytearray(header.raw_length))
+        return where
+
+    def _decode(self, part: _Part) -> memoryview:
+        """Decodes a whole chunk into ``part.out``. Nothing is proven yet but the record's header."""
+        where = self._find(part.digest)
+        in_place = where.codec == RAW_CODEC and where.stored == len(part.out)
         try:
-            decode_record(record.header, record.payload, out)
+            payload = part.out if in_place else _room(self._warm.stored, where)
+            header = self._store.read_into(where, part.digest, payload)
+            if not in_place:
+                base = self._base(header) if header.base != ZERO_DIGEST else None
+                decode_record(header, payload, part.out, base)
+            elif (header.type, header.codec, header.raw_length) != (RecordType.CHUNK, RAW_CODEC, len(part.out)):
+                raise FramingError("the record is another one than the index says")
         except (CodecError, FramingError) as error:
-            raise damage(place, where.offset, f"as the base of chunk {whose}: {error}", digest) from error
+            self._store.read(where, part.digest)
+            raise self._damage(where, str(error), part.digest) from error
+        return part.out
+
+    def _base(self, header: RecordHeader) -> memoryview:
+        """The raw bytes of the chunk that a record is a difference to; good until this thread decodes the next."""
+        where = self._find_base(header)
+        warm = self._warm.with_base()
+        out = warm.base[: header.raw_length]
+        try:
+            payload = _room(warm.base_stored, where)
+            found = self._store.read_into(where, header.base, payload)
+            # One deep, whatever an index or a forger says: so no chain can be long, and none can be a circle.
+            if found.base != ZERO_DIGEST:
+                raise FramingError(f"it is the base of chunk {Digest(header.digest)} and a difference itself")
+            decode_record(found, payload, out)
+        except (CodecError, FramingError) as error:
+            self._store.read(where, header.base)
+            raise self._damage(where, str(error), header.base) from error
         return out
 
     def chunk(self, digest: bytes, length: int) -> memoryview:
@@ -270,6 +312,12 @@ class Retrieve:
             return parse_header(head, found.size)
         except InvalidInputError as error:
             raise CorruptError(f"{found.digest}: {error}; put the file again") from error
+
+
+def _room(memory: memoryview, where: Location) -> memoryview:
+    if where.stored > len(memory):
+        raise FramingError(f"a chunk of {where.stored} stored bytes is impossible")
+    return memory[: where.stored]
 
 
 def _writable(info: TensorInfo, out: memoryview) -> memoryview:

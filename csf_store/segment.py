@@ -22,6 +22,7 @@ from csf_store.framing import (
     FOOTER_ENTRY_SIZE,
     ID_SIZE,
     MAX_FOOTER,
+    RAW_CODEC,
     RECORD_HEADER_SIZE,
     SEGMENT_HEADER_SIZE,
     TRAILER_SIZE,
@@ -150,7 +151,7 @@ class SegmentReader:
         return Record(header, payload)
 
     def read_into(self, offset: int, payload: memoryview, digest: bytes) -> RecordHeader:
-        """Fills ``payload`` with the stored bytes of the record of ``digest`` at ``offset``; returns its checked header.
+        """Fills ``payload`` with the stored bytes of the record of ``digest`` at ``offset``; gives its checked header.
 
         The stored bytes are not hashed here: this is for readers who prove what they decode.
 
@@ -295,7 +296,8 @@ class SegmentWriter:
 
 def chunk_header(digest: bytes, codec: int, raw_length: int, stored: Buffer, base: bytes = ZERO_DIGEST) -> RecordHeader:
     """The header of a chunk record; ``base`` is the chunk it is a difference to."""
-    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, stored_hash(stored), base)
+    whole = digest if codec == RAW_CODEC else stored_hash(stored)
+    return RecordHeader(RecordType.CHUNK, codec, 0, raw_length, len(stored), digest, whole, base)
 
 
 def object_header(digest: Digest, kind: Kind, codec: int, size: int, payload: Buffer) -> RecordHeader:

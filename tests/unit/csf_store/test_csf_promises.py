@@ -30,7 +30,7 @@ from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
 from csf_store.framing import CHUNK_SIZE
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
-from csf_store.segment import chunk_header, object_header
+from csf_store.segment import chunk_header, stored_hash, object_header
 
 
 @pytest.fixture
@@ -250,7 +250,8 @@ class TestTensors:
         """A record whose stored bytes are as it says, filed under the digest of other bytes."""
         true, lie = weights(100, 100, 1), weights(100, 100, 2)
         digest = Digest.of(true)
-        archive._store.append(chunk_header(bytes(digest), 0, len(lie), lie), lie)
+        forged = chunk_header(bytes(digest), 0, len(lie), lie)._replace(stored_hash=stored_hash(lie))
+        archive._store.append(forged, lie)
         archive._store.commit()
         blob = archive.put_bytes(make_safetensors({"t": ("BF16", [100, 100], true)})).digest
         with pytest.raises(CorruptError, match=f"{digest}: segment .* decodes to other bytes"):
