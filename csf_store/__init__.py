@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         InvalidInputError,
         NotFoundError,
         PickleRefusedError,
+        RefusedError,
         StorageError,
     )
     from csf_store.ledger import Ledger, LedgerTransaction
     from csf_store.ledger_line import JSON, LedgerEntry
     from csf_store.ledger_state import Pin, RefMove
     from csf_store.marker import default_archive_path
+    from csf_store.memory import allocate
     from csf_store.objects import Kind, ObjectInfo, Stored
     from csf_store.safetensors_layout import TensorInfo
     from csf_store.trees import Tree, TreeEntry
@@ -44,12 +46,14 @@ _HOMES = {
         "InvalidInputError",
         "NotFoundError",
         "PickleRefusedError",
+        "RefusedError",
         "StorageError",
     ),
     "ledger": ("Ledger", "LedgerTransaction"),
     "ledger_line": ("JSON", "LedgerEntry"),
     "ledger_state": ("Pin", "RefMove"),
     "marker": ("default_archive_path",),
+    "memory": ("allocate",),
     "objects": ("Kind", "ObjectInfo", "Stored"),
     "safetensors_layout": ("TensorInfo",),
     "trees": ("Tree", "TreeEntry"),
@@ -75,6 +79,7 @@ __all__ = [
     "PickleRefusedError",
     "Pin",
     "RefMove",
+    "RefusedError",
     "Session",
     "StorageError",
     "Stored",
@@ -83,6 +88,7 @@ __all__ = [
     "TreeEntry",
     "Value",
     "VerifyReport",
+    "allocate",
     "default_archive_path",
     "human_size",
     "json_option",

@@ -98,6 +98,10 @@ class FileSystem(Protocol):
         """Takes the exclusive lock of an open file unless somebody holds it."""
         ...
 
+    def lock_shared(self, fd: int) -> None:
+        """Waits for a share of an open file's lock: many may have one, and nobody the exclusive lock meanwhile."""
+        ...
+
 
 class OsFileSystem:
     """The real one."""
@@ -164,6 +168,9 @@ class OsFileSystem:
         except BlockingIOError:
             return False
         return True
+
+    def lock_shared(self, fd: int) -> None:  # noqa: D102
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

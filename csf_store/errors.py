@@ -51,3 +51,9 @@ class StorageError(CsfError):
     """The file system said no: full, read-only, forbidden, or failing."""
 
     exit_code = 9
+
+
+class RefusedError(CsfError):
+    """It would be unsafe, so nothing was done; the message says what to do first."""
+
+    exit_code = 10

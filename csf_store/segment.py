@@ -44,6 +44,8 @@ from csf_store.framing import (
 from csf_store.objects import Kind
 
 SUFFIX: Final = ".csfs"
+PART: Final = ".part"
+"""Added to the name of a segment that nobody shall know yet: it is no segment before it is renamed."""
 
 
 def segment_id_of(name: str) -> bytes | None:
@@ -192,17 +194,17 @@ class SegmentWriter:
         self.length = length
         self.closed = False
         self._fs = fs
-        self._id = segment_id_of(path.name) or b""
+        self._id = segment_id_of(path.name.removesuffix(PART)) or b""
         self._fd = fd
         self._new = new
         self._dirty = new
         self._failed = False
 
     @classmethod
-    def create(cls, fs: FileSystem, directory: Path, archive_id: bytes) -> SegmentWriter:
-        """Begins a segment with a fresh random id."""
+    def create(cls, fs: FileSystem, directory: Path, archive_id: bytes, *, ending: str = "") -> SegmentWriter:
+        """Begins a segment with a fresh random id; ``PART`` as its ending keeps it to who writes it."""
         segment_id = secrets.token_bytes(ID_SIZE)
-        path = directory / (segment_id.hex() + SUFFIX)
+        path = directory / (segment_id.hex() + SUFFIX + ending)
         with storage_errors(path):
             fd = fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND)
             try:
