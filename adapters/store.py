@@ -57,7 +57,7 @@ def add_adapter(
     check_fits(adapter, archived_shapes(archive, base))
     if training is not None:
         _check_training(training, directory, base=base, parent=parent)
-    stored = archive.put_tree(directory)
+    stored = archive.put_tree(directory, base=archive.base(parent) if parent is not None else None)
     if archived_adapter(archive, stored.digest) != adapter:
         raise InvalidAdapterError(f"{directory} changed while it was being stored; nothing was recorded, add it again")
     record = AdapterRecord(

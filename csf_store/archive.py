@@ -134,6 +134,16 @@ class Archive(Reading):
             raise InvalidInputError(f"{names}: no safetensors blob, so nothing can be stored as a difference to it")
         return base_of(self._store, self._retrieve, usable)
 
+    def last_under(self, name: str) -> Base | None:
+        """The tensors of what was last pinned under a name, if it has any: most likely what a new version grew from."""
+        for pin in reversed(self.pins()):
+            if pin.name == name:
+                try:
+                    return self.base(pin.digest)
+                except (NotFoundError, InvalidInputError, CorruptError):
+                    return None
+        return None
+
     def put_file(
         self,
         path: str | Path,

@@ -14,6 +14,7 @@ from csf_store.durable import FileSystem
 from csf_store.errors import AmbiguousPrefixError, CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import RECORD_HEADER_SIZE
 from csf_store.ingest import Progress
+from csf_store.memory import allocate
 from csf_store.objects import Kind, Layout, ObjectInfo
 from csf_store.output import write_file, write_tree
 from csf_store.pipeline import Pipeline
@@ -134,6 +135,20 @@ class Reading:
         """
         found, header = self._safetensors(blob)
         self._retrieve.read_tensors_into(found, header, place)
+
+    def load_tensors(self, blob: Digest) -> Mapping[str, memoryview]:
+        """Every tensor of a safetensors blob by name, in fresh memory of large pages; the whole blob is proven.
+
+        The views are writable and live in one mapping, which goes when the last of them does.
+
+        Raises:
+            CorruptError: if any byte of the blob is not what was put.
+            StorageError: if there is not enough memory.
+        """
+        infos = self.tensors(blob)
+        places = dict(zip(infos, allocate(info.nbytes for info in infos.values()), strict=True))
+        self.read_tensors(blob, lambda info: places[info.name])
+        return places
 
     def _safetensors(self, blob: Digest) -> tuple[OpenObject, SafetensorsHeader]:
         cached = self._opened.get(blob)

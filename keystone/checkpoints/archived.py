@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from csf_store import Archive, Digest, TensorInfo, Tree, TreeEntry
+from csf_store import Archive, Digest, TensorInfo, Tree, TreeEntry, allocate
 from keystone.errors import CheckpointError
 from keystone.model import KeystoneConfig, KeystoneForCausalLM
 from keystone.model.modeling import GATE_SPELLINGS, RotaryEmbedding
@@ -144,10 +144,14 @@ def _proven_tensors(archive: Archive, blob: Digest) -> dict[str, Tensor]:
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
             raise CheckpointError(f"tensor {info.name!r} in {blob} has a dtype this code does not read: {info.dtype}")
-        tensor = torch.empty(info.shape, dtype=dtype)
-        tensors[info.name] = tensor
-        flat = tensor.reshape(-1).view(torch.uint8) if info.nbytes else torch.empty(0, dtype=torch.uint8)
-        return memoryview(flat.numpy())  # type: ignore[arg-type]  # numpy declares the buffer protocol from 3.12 on
+        # A mapping each, so that a tensor's memory can go as soon as it is quantized.
+        (memory,) = allocate([info.nbytes])
+        tensors[info.name] = (
+            torch.frombuffer(memory, dtype=dtype).reshape(info.shape)
+            if info.nbytes
+            else torch.empty(info.shape, dtype=dtype)
+        )
+        return memory
 
     archive.read_tensors(blob, place)
     return tensors

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_maker import make_safetensors, weights
 
 from csf_store import (
     AmbiguousPrefixError,
@@ -30,28 +31,13 @@ from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
 from csf_store.framing import CHUNK_SIZE
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
-from csf_store.segment import chunk_header, stored_hash, object_header
+from csf_store.segment import chunk_header, object_header, stored_hash
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     with Archive.open(tmp_path / "archive", create=True) as opened:
         yield opened
-
-
-def make_safetensors(tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None) -> bytes:
-    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    data = b""
-    for name, (dtype, shape, content) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
-        data += content
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def weights(rows: int, columns: int, seed: int) -> bytes:
-    values = np.random.default_rng(seed).standard_normal((rows, columns)).astype("<f4") * np.float32(0.02)
-    return (values.view("<u4") >> 16).astype("<u2").tobytes()
 
 
 class TestPutAndGet:
