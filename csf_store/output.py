@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from csf_store.digest import Buffer
-from csf_store.durable import FileSystem, storage_errors, temporary_beside, write_all
+from csf_store.durable import HASTE, FileSystem, storage_errors, temporary_beside, write_all
 from csf_store.errors import ConflictError, InvalidInputError
 from csf_store.trees import Tree, TreeEntry, check_path
 
@@ -25,8 +25,12 @@ def _refuse(out: Path) -> ConflictError:
 def _write_synced(fs: FileSystem, path: Path, pieces: Iterable[Buffer]) -> None:
     fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
+        written = 0
         for piece in pieces:
-            write_all(fs, fd, [piece])
+            length = write_all(fs, fd, [piece])
+            if length >= HASTE:
+                fs.hasten(fd, written, length)
+            written += length
         fs.fsync(fd)
     finally:
         fs.close(fd)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from csf_store.digest import Buffer, Digest
-from csf_store.durable import FileStat, FileSystem, fill, read_exact, storage_errors, write_all
+from csf_store.durable import HASTE, FileStat, FileSystem, fill, read_exact, storage_errors, write_all
 from csf_store.errors import CorruptError, StorageError
 from csf_store.framing import (
     FOOTER_ENTRY_SIZE,
@@ -241,6 +241,8 @@ class SegmentWriter:
         self._failed = True
         with storage_errors(self.path):
             self.length += write_all(self._fs, self._fd, parts)
+            if self.length - offset >= HASTE:
+                self._fs.hasten(self._fd, offset, self.length - offset)
         self._failed = False
         self._dirty = True
         return offset
@@ -255,11 +257,16 @@ class SegmentWriter:
                 self._fs.fsync(self._fd)
                 if self._new:
                     self._fs.fsync_directory(self.path.parent)
+                    self._fs.fsync_directory(self.path.parent.parent)  # who made the archive may have died before that
                 self._failed = self._new = self._dirty = False
             return self._fs.stat(self._fd)
 
     def seal(self) -> FileStat:
-        """Reads the segment's headers back, writes them as the table of contents, and makes the whole durable."""
+        """Reads the segment's headers back, writes them as the table of contents, and makes the whole durable.
+
+        What the footer lists is durable before the footer is written: a footer that is there vouches for every record.
+        """
+        self.sync()
         table = bytearray()
         records = 0
         offset = SEGMENT_HEADER_SIZE
