@@ -20,10 +20,11 @@ from csf_store.framing import (
     FramingError,
     RecordType,
     check_segment_header,
+    segment_header_is_torn,
 )
 from csf_store.index import Location, SegmentState
 from csf_store.ledger import Ledger
-from csf_store.objects import Kind
+from csf_store.objects import KINDS, Kind
 from csf_store.recovery import Gap, scan
 from csf_store.retrieve import Retrieve
 from csf_store.segment import segment_id_of
@@ -148,27 +149,36 @@ class Check:
         try:
             check_segment_header(head, self._store.archive_id, segment_id)
         except FramingError as error:
-            if size >= SEGMENT_HEADER_SIZE and (any(head) or state.end > SEGMENT_HEADER_SIZE):
-                self._findings.append(Finding(str(error), None, name, 0))
-            else:
-                self._notes.append(f"segment {name} was begun and never written to")
+            if state.end < SEGMENT_HEADER_SIZE and segment_header_is_torn(head, self._store.archive_id, segment_id):
+                self._notes.append(f"segment {name} was begun and never written to as far as anybody was told")
+                return set()
+            self._findings.append(Finding(str(error), None, name, 0))
         for gap in found.gaps:
-            self._findings.append(Finding(gap.reason, gap.digest, name, gap.offset))
-        self._tail(name, state, found.tail)
+            self._gap(name, state, gap)
+        if found.tail is not None:
+            self._gap(name, state, found.tail)
+        self._incomplete(name, found.records)
         if state.sealed and not found.sealed and found.tail is None:
             self._findings.append(Finding("the segment was sealed and its end is missing", None, name, found.end))
         return set(found.records)
 
-    def _tail(self, name: str, state: SegmentState, tail: Gap | None) -> None:
-        if tail is None:
-            return
-        if state.sealed or tail.offset < state.end:
-            self._findings.append(Finding(tail.reason, tail.digest, name, tail.offset))
+    def _gap(self, name: str, state: SegmentState, gap: Gap) -> None:
+        """Bytes that are no record: damage in what was promised; behind it, what a crash left of the last writes."""
+        if state.sealed or gap.offset < state.end:
+            self._findings.append(Finding(gap.reason, gap.digest, name, gap.offset))
         else:
             self._notes.append(
-                f"segment {name} ends in {tail.length} bytes of a write that was cut short at offset {tail.offset}; "
+                f"segment {name} holds {gap.length} bytes of a write that was cut short at offset {gap.offset}; "
                 "nobody was told it was stored"
             )
+
+    def _incomplete(self, name: str, records: Iterable[FooterEntry]) -> None:
+        for record in records:
+            if record.kind in KINDS and self._store.find_object(record.digest, Kind.of(record.kind)) is None:
+                self._notes.append(
+                    f"segment {name} holds {Kind.of(record.kind)} {Digest(record.digest)} at offset {record.offset} "
+                    "without all of its chunks and links; nobody was told it was stored"
+                )
 
     def _index_against(self, valid: dict[str, set[FooterEntry]]) -> None:
         """Everything the index calls stored must be among what the segments were just seen to hold."""

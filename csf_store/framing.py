@@ -122,6 +122,12 @@ def pack_segment_header(archive_id: bytes, segment_id: bytes) -> bytes:
     return body + _checksum(segment_id, body, _CHECKSUM)
 
 
+def segment_header_is_torn(data: bytes, archive_id: bytes, segment_id: bytes) -> bool:
+    """Whether these are the first bytes of a segment that was begun and whose header did not all reach the disk."""
+    whole = pack_segment_header(archive_id, segment_id)
+    return data != whole and whole.startswith(data.rstrip(b"\0"))
+
+
 def check_segment_header(data: bytes, archive_id: bytes, segment_id: bytes) -> None:
     """Compares a segment's first bytes with what they must be, to the last bit.
 

@@ -23,14 +23,14 @@ from csf_store.framing import (
     SEAL_AT,
     SEGMENT_HEADER_SIZE,
     FooterEntry,
-    FramingError,
     RecordHeader,
     RecordType,
 )
 from csf_store.index import Index, IndexUnusableError, Location, Lost, SegmentState, remove
+from csf_store.intake import Intake
 from csf_store.objects import KINDS, Kind
-from csf_store.recovery import entry_of, scan
-from csf_store.segment import Record, SegmentReader, SegmentWriter, read_footer, segment_id_of
+from csf_store.recovery import entry_of
+from csf_store.segment import Record, SegmentReader, SegmentWriter, segment_id_of
 
 SEGMENTS: Final = "segments"
 INDEX: Final = "index.sqlite"
@@ -126,40 +126,18 @@ class Store:
             if size < state.end:
                 index.lose(state, size)
         known = index.segments()
+        unseen = []
         for name, found in files.items():
-            if segment_id_of(name) is None:
-                continue
             old = known.get(name)
-            if old is None or (old.end != found.size and (old.size, old.mtime) != found):
-                self._take_in(index, name, old, found)
+            if segment_id_of(name) is not None and (
+                old is None or (old.end != found.size and (old.size, old.mtime) != found)
+            ):
+                unseen.append((name, old, found))
+        self._intake(index).take(unseen)
         self.names = {state.id: state for state in index.segments().values()}
 
-    def _take_in(self, index: Index, name: str, old: SegmentState | None, found: FileStat) -> None:
-        """Indexes the records of a segment that the index has not seen. They are made durable before they count."""
-        row = old.id if old else index.segment_id(name)
-        start = max(old.end if old else 0, SEGMENT_HEADER_SIZE)
-        path = self.directory / name
-        with storage_errors(path):
-            fd = self.fs.open(path, os.O_RDONLY)
-            try:
-                size = self.fs.stat(fd).size
-                self.fs.fsync(fd)
-                if old is None:
-                    self.fs.fsync_directory(self.directory)  # its writer may have died, or not come to it yet
-                records, end, sealed = self._contents(fd, segment_id_of(name) or b"", start, size)
-            finally:
-                self.fs.close(fd)
-        state = SegmentState(row, name, end, size, found.mtime_ns if size == found.size else 0, sealed)
-        index.add([state], [(name, record) for record in records])
-
-    def _contents(self, fd: int, segment_id: bytes, start: int, size: int) -> tuple[list[FooterEntry], int, bool]:
-        if start == SEGMENT_HEADER_SIZE:
-            with contextlib.suppress(FramingError):
-                table = read_footer(self.fs, fd, segment_id, size)
-                if table is not None:
-                    return table, size, True
-        found = scan(self.fs, fd, segment_id, start, size)
-        return found.records, min(found.end, size), found.sealed
+    def _intake(self, index: Index) -> Intake:
+        return Intake(self.fs, self.directory, self.archive_id, index)
 
     # -- finding and reading -----------------------------------------------------------------------------------------
 
@@ -329,7 +307,7 @@ class Store:
         found = self.fs.scan(self.directory)[path.name]
         state = self.segments()[path.name]
         if length != state.end:  # its last writer added records after we looked, or left a torn tail
-            self._using_index(lambda index: self._take_in(index, path.name, state, found))
+            self._using_index(lambda index: self._intake(index).take([(path.name, state, found)]))
             state = self.segments()[path.name]
         if length != state.end or state.sealed:
             return False

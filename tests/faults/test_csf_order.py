@@ -61,7 +61,7 @@ def test_data_then_index_then_ledger(tmp_path: Path, diary: Diary) -> None:
     with Archive.open(tmp_path / "archive", create=True, fs=diary) as archive:
         diary.notes.clear()
         stored = archive.put_bytes(bytes(range(256)) * 1000)
-        assert _story(diary) == "write segment sync segment sync segments/ index"
+        assert _story(diary) == "write segment sync segment sync segments/ sync archive/ index"
         diary.notes.clear()
         archive.pin(stored.digest, kind=Kind.BLOB, name="x")
         assert _story(diary) == "write ledger.jsonl sync ledger.jsonl"
@@ -84,7 +84,7 @@ def test_a_sealed_segment_is_durable_before_the_index_hears_of_it(tmp_path: Path
     with Archive.open(tmp_path / "archive", create=True, fs=diary, seal_at=1000) as archive:
         diary.notes.clear()
         archive.put_bytes(bytes(range(256)) * 8)
-        assert _story(diary) == "write segment sync segment sync segments/ index"
+        assert _story(diary) == "write segment sync segment sync segments/ sync archive/ index"
 
 
 def test_a_failed_sync_acknowledges_nothing_and_is_not_believed_later(tmp_path: Path, diary: Diary) -> None:
@@ -96,7 +96,7 @@ def test_a_failed_sync_acknowledges_nothing_and_is_not_believed_later(tmp_path: 
         diary.fail_sync_of = None
         diary.notes.clear()
         assert archive.put_bytes(b"not durable").new  # written and synced anew, in another segment
-        assert _story(diary) == "write segment sync segment sync segments/ index"
+        assert _story(diary) == "write segment sync segment sync segments/ sync archive/ index"
         assert archive.verify().ok
 
 
@@ -143,6 +143,6 @@ def test_what_another_process_left_is_made_durable_before_it_counts(tmp_path: Pa
     (tmp_path / "archive" / "index.sqlite").unlink()
     diary.notes.clear()
     with Archive.open(tmp_path / "archive", fs=diary) as archive:
-        assert _story(diary) == "sync segment sync segments/ index"
+        assert _story(diary) == "sync segment sync segments/ sync archive/ index"
         assert not archive.put_bytes(b"left behind").new
         assert archive.get_bytes(digest) == b"left behind"

@@ -245,18 +245,29 @@ class TestLoss:
             assert [archive.get_bytes(digest) for digest in digests] == CONTENTS
 
     @pytest.mark.parametrize("what", ["zeros", "noise"])
-    def test_a_hole_in_the_middle_hurts_only_what_was_there(self, tmp_path: Path, what: str) -> None:
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_a_hole_in_the_middle_hurts_only_what_was_there(self, tmp_path: Path, what: str, pinned: bool) -> None:
+        """Without the index, a hole is what a crash may leave; that something needed it shows that it was damage."""
         digests = _make(tmp_path)
+        if pinned:
+            with Archive.open(tmp_path) as archive:
+                archive.pin(digests[0], kind=Kind.BLOB)
         segment = _segments(tmp_path)[0]
         data = bytearray(segment.read_bytes())
         start = SEGMENT_HEADER_SIZE + RECORD_HEADER_SIZE + 10
         data[start : start + 300] = bytes(300) if what == "zeros" else random.Random(1).randbytes(300)
         segment.write_bytes(data)
-        _forget(tmp_path)
-        with Archive.open(tmp_path) as archive:
-            assert archive.get_bytes(digests[2]) == CONTENTS[2]
-            assert archive.get_bytes(digests[3]) == CONTENTS[3]
-            assert any(found.segment == segment.name for found in archive.verify().findings)
+        for known in (True, False):
+            if not known:
+                _forget(tmp_path)
+            with Archive.open(tmp_path) as archive:
+                assert archive.get_bytes(digests[2]) == CONTENTS[2]
+                assert archive.get_bytes(digests[3]) == CONTENTS[3]
+                report = archive.verify()
+                assert report.ok == (not known and not pinned)
+                assert any(segment.name in each for each in map(str, [*report.findings, *report.notes]))
+                archive.put_bytes(b"after the hole %d" % known)
+        assert len(_segments(tmp_path)) == 2  # nothing is written behind a hole that the index does not know
 
 
 def test_sealed_segments_never_change(tmp_path: Path) -> None:
