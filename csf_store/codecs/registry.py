@@ -34,6 +34,7 @@ _TABLE: Final = {
     0: _Entry("raw", "RawCodec"),
     1: _Entry("zstd", "ZstdCodec"),
     2: _Entry("planes", "PlanesCodec", tensors_only=True),
+    3: _Entry("delta", "DeltaCodec", tensors_only=True, needs_base=True),
 }
 
 
@@ -74,6 +75,8 @@ def choose(raw: Buffer, hint: Hint) -> Codec:
     numbers = [number for number, entry in _TABLE.items() if number and (hint.dtype or not entry.tensors_only)]
     candidates = [each for each in map(codec, numbers) if each.accepts(raw, hint)]
     sample = _sample(raw)
+    if hint.base is not None:
+        hint = hint._replace(base=_sample(hint.base))  # the same places, as the lengths are the same
     sizes = {each.number: len(each.encode(sample, hint)) for each in candidates}
     best = min(sizes, key=lambda number: (sizes[number], number), default=_RAW)
     return codec(_RAW) if best == _RAW or sizes[best] > _WORTH * len(sample) else codec(best)

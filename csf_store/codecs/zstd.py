@@ -1,12 +1,15 @@
-"""Plain zstd, for text, integers, and whatever is not a float tensor.
+"""Plain zstd, for text, integers, and whatever is not a float tensor; and the frames that the other codecs are made of.
 
 One frame with its content size and without zstd's own checksum (the record carries two BLAKE3 hashes already). The
 decoder insists on the size before it allocates, so a decompression bomb is refused by its first bytes.
+
+Contexts are kept, one set per thread: they are not thread-safe, and making one costs more than a small frame does.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import threading
+from enum import Enum
 from typing import Final
 
 import zstandard
@@ -17,14 +20,43 @@ from csf_store.digest import Buffer
 LEVEL: Final = 3
 
 
-@cache
-def _parameters() -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters.from_level(LEVEL, write_content_size=True, write_checksum=False)
+class Effort(Enum):
+    """How a frame is made. Every reader of zstd reads both."""
+
+    MATCHES = "level 3"
+    HUFFMAN = "Huffman only: the matcher finds nothing in noise, and costs most of the time"
 
 
-def compress_frame(raw: Buffer, parameters: zstandard.ZstdCompressionParameters) -> bytes:
-    """One frame that states its content size. A compressor is made per call because it is not thread-safe."""
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+def _parameters(effort: Effort) -> zstandard.ZstdCompressionParameters:
+    if effort == Effort.MATCHES:
+        return zstandard.ZstdCompressionParameters.from_level(LEVEL, write_content_size=True, write_checksum=False)
+    return zstandard.ZstdCompressionParameters(
+        strategy=zstandard.STRATEGY_FAST,
+        window_log=17,
+        hash_log=6,
+        min_match=7,
+        target_length=0,
+        chain_log=6,
+        search_log=1,
+        write_content_size=True,
+        write_checksum=False,
+    )
+
+
+class _Contexts(threading.local):
+    """One thread's compressors and its decompressor."""
+
+    def __init__(self) -> None:
+        self.compressors = {each: zstandard.ZstdCompressor(compression_params=_parameters(each)) for each in Effort}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_CONTEXTS: Final = _Contexts()
+
+
+def compress_frame(raw: Buffer, effort: Effort) -> bytes:
+    """One frame that states its content size."""
+    return _CONTEXTS.compressors[effort].compress(raw)
 
 
 def decompress_frame(stored: Buffer, size: int) -> bytes:
@@ -37,7 +69,7 @@ def decompress_frame(stored: Buffer, size: int) -> bytes:
         claimed = zstandard.get_frame_parameters(stored).content_size
         if claimed != size:
             raise CodecError(f"a zstd frame of {claimed} bytes where {size} are expected")
-        data = zstandard.ZstdDecompressor().decompress(stored, max_output_size=max(size, 1), allow_extra_data=False)
+        data = _CONTEXTS.decompressor.decompress(stored, max_output_size=max(size, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"zstd: {error}") from error
     if len(data) != size:
@@ -57,7 +89,7 @@ class ZstdCodec:
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:  # noqa: ARG002 - the protocol
         """One zstd frame."""
-        return compress_frame(raw, _parameters())
+        return compress_frame(raw, Effort.MATCHES)
 
     def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:  # noqa: ARG002
         """Decodes one frame."""

@@ -1,0 +1,322 @@
+"""A tensor as the difference to a base it was trained from: most values moved by nothing or by a few units.
+
+Both sides are mapped to integers that keep the order of the floats, so a small step is a small number whatever the
+exponent. How many units a step makes depends on the exponent: the same noise moves a large weight by nothing and a
+small one by hundreds. So the differences are grouped by the exponent of the *base's* value, which the reader knows as
+well: that costs no bytes, and each group is a plane or two of its own with its own code table.
+
+Stored form, for ``n`` values of ``width`` bytes (little-endian) and ``tail`` bytes that fill no value::
+
+    0   1  width: 1, 2, 4 or 8
+    1   1  bits below the exponent
+    2   1  bits of the exponent; 0 for integers, which are not mapped and all in one group
+    3   1  shift: how many low bits are zero in every value of chunk and base
+    4   2  number of groups, u16
+    6   2  zero
+    8   8  each group, ascending: exponent, u16; 1 if it begins a segment, else 0, u16; number of values, u32
+    .   .  each segment: width planes of its differences, from the highest byte down (see byte_plane)
+    .   .  tail, as it is
+
+A value is shifted right by ``shift``, its sign with it; a negative one then gets all its bits but the sign flipped. The
+difference wraps, and is zigzagged: 0, -1, 1, -2 become 0, 1, 2, 3. Within a group values keep their order.
+
+The sort is what costs time. It runs in blocks that stay in the cache, as a radix sort of single bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from csf_store.codecs.base import CodecError, Hint
+from csf_store.codecs.byte_plane import BLOCK, PlaneReader, write_plane
+from csf_store.codecs.planes import UNSIGNED, WIDTHS
+from csf_store.digest import Buffer
+
+_HEAD: Final = struct.Struct("<BBBBHH")
+_GROUP: Final = struct.Struct("<HHI")
+_SEGMENT: Final = 4096
+"""Values a segment has at least, where there are so many: below that, its heads outweigh what they say."""
+_MAX_EXPONENT: Final = 11
+
+_Values: TypeAlias = np.ndarray[Any, Any]
+"""Signed or unsigned integers of the width of a value."""
+_Places = npt.NDArray[np.intp]
+
+_SIGNED: Final = {width: np.dtype(f"<i{width}") for width in UNSIGNED}
+
+
+class _Layout(NamedTuple):
+    """How wide a value is, bits below its exponent, bits of that, and low bits that are zero in all values."""
+
+    width: int
+    mantissa: int
+    exponent: int
+    shift: int = 0
+
+
+_LAYOUTS: Final[Mapping[str, _Layout]] = {
+    "F8_E4M3": _Layout(1, 3, 4),
+    "F8_E4M3FNUZ": _Layout(1, 3, 4),
+    "F8_E5M2": _Layout(1, 2, 5),
+    "F8_E5M2FNUZ": _Layout(1, 2, 5),
+    "F16": _Layout(2, 10, 5),
+    "BF16": _Layout(2, 7, 8),
+    "F32": _Layout(4, 23, 8),
+    "C64": _Layout(4, 23, 8),
+    "F64": _Layout(8, 52, 11),
+}
+
+
+class _Group(NamedTuple):
+    """Values whose base has one exponent."""
+
+    exponent: int
+    begins: bool
+    size: int
+
+
+class _Sorted(NamedTuple):
+    """A block's places in the order of its base's exponents; exponent ``first + i`` has those from ``bounds[i]`` on."""
+
+    places: _Places
+    first: int
+    bounds: list[int]
+
+
+def _exponents(base: _Values, layout: _Layout) -> npt.NDArray[Any]:
+    """The exponent field of each value, in as few bytes as hold it."""
+    moved = np.right_shift(base, layout.mantissa)
+    if layout.exponent not in (8, 0):
+        np.bitwise_and(moved, (1 << layout.exponent) - 1, out=moved)
+    return moved.astype(np.uint8 if layout.exponent <= 8 else np.uint16)
+
+
+def _sort(base: _Values, layout: _Layout) -> _Sorted:
+    """The stable sort of a block. Both sides do it, so the order takes no bytes."""
+    keys = _exponents(base, layout)
+    places = np.argsort(keys, kind="stable")
+    first, last = int(keys[places[0]]), int(keys[places[-1]])
+    wanted = np.arange(first, last + 1, dtype=keys.dtype)
+    bounds = np.searchsorted(keys, wanted, sorter=places).tolist()
+    return _Sorted(places, first, [*bounds, len(places)])
+
+
+def _ordered(values: _Values, layout: _Layout) -> _Values:
+    """Signed integers in the order of the floats; a copy."""
+    signed: _Values = np.right_shift(values.view(_SIGNED[layout.width]), layout.shift)
+    if layout.exponent:
+        _flip(signed, layout)
+    return signed
+
+
+def _flip(signed: _Values, layout: _Layout) -> None:
+    """Turns bits into order and order into bits, in place: it is its own inverse."""
+    bits = 8 * layout.width
+    flips = np.right_shift(signed, bits - 1)
+    np.bitwise_and(flips, (1 << (bits - 1 - layout.shift)) - 1, out=flips)
+    np.bitwise_xor(signed, flips, out=signed)
+
+
+def _zigzag(steps: _Values) -> _Values:
+    """Signed steps as unsigned numbers, small for small steps; destroys ``steps``."""
+    signs = np.right_shift(steps, 8 * steps.itemsize - 1)
+    np.left_shift(steps, 1, out=steps)
+    np.bitwise_xor(steps, signs, out=steps)
+    return steps.view(UNSIGNED[steps.itemsize])
+
+
+def _unzigzag(numbers: _Values) -> _Values:
+    """The inverse of ``_zigzag``; destroys ``numbers``."""
+    signs = np.bitwise_and(numbers, 1).view(_SIGNED[numbers.itemsize])
+    np.negative(signs, out=signs)
+    np.right_shift(numbers, 1, out=numbers)
+    steps: _Values = numbers.view(signs.dtype)
+    np.bitwise_xor(steps, signs, out=steps)
+    return steps
+
+
+def _spare_bits(values: _Values, base: _Values) -> int:
+    """How many low bits are zero in all of both: what is left where a wide float holds numbers of a narrow one."""
+    used = int(np.bitwise_or.reduce(values) | np.bitwise_or.reduce(base)) if len(values) else 0
+    return (used & -used).bit_length() - 1 if used else 0
+
+
+def _segments(counts: Mapping[int, int]) -> list[_Group]:
+    """Groups, cut into segments: a short one shares its neighbour's planes."""
+    groups: list[_Group] = []
+    filled = _SEGMENT
+    left = sum(counts.values())
+    for exponent in sorted(counts):
+        begins = not groups or (filled >= _SEGMENT and left >= _SEGMENT)
+        filled = counts[exponent] + (0 if begins else filled)
+        left -= counts[exponent]
+        groups.append(_Group(exponent, begins, counts[exponent]))
+    return groups
+
+
+def _runs(groups: list[_Group]) -> Iterator[list[_Group]]:
+    run: list[_Group] = []
+    for group in groups:
+        if group.begins and run:
+            yield run
+            run = []
+        run.append(group)
+    if run:
+        yield run
+
+
+class DeltaCodec:
+    """Differences to a base, grouped by the base's exponents."""
+
+    number = 3
+    name = "delta"
+
+    def accepts(self, raw: Buffer, hint: Hint) -> bool:
+        """Tensors with a base of the same length."""
+        width = WIDTHS.get(hint.dtype, 0)
+        return width > 0 and hint.base is not None and len(hint.base) == len(raw) >= 64 * width
+
+    def encode(self, raw: Buffer, hint: Hint) -> Buffer:
+        """Sorts, takes differences, and writes the planes of each segment."""
+        width = WIDTHS.get(hint.dtype, 1)
+        layout = _LAYOUTS.get(hint.dtype, _Layout(width, 0, 0))
+        count = len(raw) // width
+        if hint.base is None or len(hint.base) != len(raw):
+            raise CodecError("delta: there is no base of the same length")
+        values = np.frombuffer(raw, UNSIGNED[width], count)
+        base = np.frombuffer(hint.base, UNSIGNED[width], count)
+        layout = layout._replace(shift=_spare_bits(values, base))
+        pieces: dict[int, list[_Values]] = {}
+        for start in range(0, count, BLOCK):
+            theirs = base[start : start + BLOCK]
+            steps = _ordered(values[start : start + BLOCK], layout)
+            np.subtract(steps, _ordered(theirs, layout), out=steps)
+            _gather(_zigzag(steps), theirs, layout, pieces)
+        groups = _segments({exponent: sum(map(len, parts)) for exponent, parts in pieces.items()})
+        stored: list[Buffer] = [_HEAD.pack(*layout, len(groups), 0)]
+        stored += [_GROUP.pack(*group) for group in groups]
+        for run in _runs(groups):
+            numbers = np.concatenate([piece for group in run for piece in pieces[group.exponent]])
+            for rank in range(width - 1, -1, -1):
+                stored += write_plane(np.right_shift(numbers, 8 * rank).astype(np.uint8))
+        return b"".join([*stored, memoryview(raw)[count * width :]])
+
+    def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:
+        """Decodes the segments, redoes the sort, and adds the base."""
+        if base is None or len(base) != len(out):
+            raise CodecError("delta: there is no base of the same length")
+        view = memoryview(stored)
+        if len(view) < _HEAD.size:
+            raise CodecError("delta: the head is incomplete")
+        width, mantissa, exponent, shift, number, zero = _HEAD.unpack_from(view)
+        if width not in UNSIGNED or zero or shift >= 8 * width or exponent > _MAX_EXPONENT:
+            raise CodecError(f"delta: width {width}, shift {shift}, exponent of {exponent} bits can not be")
+        if mantissa + exponent != (8 * width - 1 if exponent else 0):
+            raise CodecError(f"delta: {mantissa} bits below an exponent of {exponent} can not be")
+        layout = _Layout(width, mantissa, exponent, shift)
+        count, tail = divmod(len(out), width)
+        groups = _read_groups(view, number, count, exponent)
+        numbers, end = _read_numbers(view, _HEAD.size + _GROUP.size * number, groups, layout, count)
+        if len(view) != end + tail:
+            raise CodecError(f"delta: {len(view) - end} bytes behind the planes where {tail} are expected")
+        values = np.frombuffer(out, UNSIGNED[width], count)
+        _add(numbers, groups, np.frombuffer(base, UNSIGNED[width], count), layout, values)
+        out[count * width :] = view[end:]
+
+
+def _gather(numbers: _Values, base: _Values, layout: _Layout, pieces: dict[int, list[_Values]]) -> None:
+    """Puts a block's numbers to those of their groups."""
+    if not layout.exponent:
+        pieces.setdefault(0, []).append(numbers)
+        return
+    order = _sort(base, layout)
+    moved = np.take(numbers, order.places, mode="clip")
+    for index in range(len(order.bounds) - 1):
+        piece = moved[order.bounds[index] : order.bounds[index + 1]]
+        if len(piece):
+            pieces.setdefault(order.first + index, []).append(piece)
+
+
+def _read_groups(view: memoryview, number: int, count: int, bits: int) -> list[_Group]:
+    if number > 1 << bits or _HEAD.size + _GROUP.size * number > len(view):
+        raise CodecError(f"delta: {number} groups can not be")
+    groups: list[_Group] = []
+    last = -1
+    for index in range(number):
+        exponent, begins, size = _GROUP.unpack_from(view, _HEAD.size + _GROUP.size * index)
+        if not last < exponent < 1 << bits or begins > 1 or not size or (not index and not begins):
+            raise CodecError(f"delta: group {index} can not be")
+        last = exponent
+        groups.append(_Group(exponent, bool(begins), size))
+    if sum(group.size for group in groups) != count:
+        raise CodecError(f"delta: the groups do not have {count} values")
+    return groups
+
+
+def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: _Layout, count: int) -> tuple[_Values, int]:
+    """The numbers of all segments, one after the other, and where the stored ones end."""
+    numbers = np.empty(count, UNSIGNED[layout.width])
+    start = 0
+    for run in _runs(groups):
+        size = sum(group.size for group in run)
+        planes: list[PlaneReader] = []
+        for _ in range(layout.width):
+            planes.append(PlaneReader(view, at, size))
+            at = planes[-1].end
+        _join_planes(planes, numbers[start : start + size])
+        start += size
+    return numbers, at
+
+
+def _join_planes(planes: list[PlaneReader], numbers: _Values) -> None:
+    while len(planes) > 1 and planes[0].constant == 0:
+        planes = planes[1:]
+    for start in range(0, len(numbers), BLOCK):
+        block = numbers[start : start + BLOCK]
+        np.copyto(block, planes[0].next(len(block)))
+        for plane in planes[1:]:
+            np.left_shift(block, 8, out=block)
+            np.bitwise_or(block, plane.next(len(block)), out=block)
+
+
+def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout, values: _Values) -> None:
+    """Puts the numbers back in place, block by block, and adds them to the base."""
+    cursors: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    at = 0
+    for group in groups:
+        cursors[group.exponent] = at
+        at += group.size
+        ends[group.exponent] = at
+    placed = np.empty(min(BLOCK, len(values)), numbers.dtype)
+    for start in range(0, len(values), BLOCK):
+        theirs = base[start : start + BLOCK]
+        if layout.exponent:
+            here = placed[: len(theirs)]
+            _place(numbers, _sort(theirs, layout), cursors, ends, here)
+        else:
+            here = numbers[start : start + BLOCK]
+        steps = _unzigzag(here)
+        np.add(steps, _ordered(theirs, layout), out=steps)
+        if layout.exponent:
+            _flip(steps, layout)
+        np.left_shift(steps, layout.shift, out=values[start : start + BLOCK].view(steps.dtype))
+
+
+def _place(numbers: _Values, order: _Sorted, cursors: dict[int, int], ends: dict[int, int], out: _Values) -> None:
+    for index in range(len(order.bounds) - 1):
+        first, last = order.bounds[index], order.bounds[index + 1]
+        if first == last:
+            continue
+        exponent = order.first + index
+        start = cursors.get(exponent, 0)
+        end = start + last - first
+        if end > ends.get(exponent, -1):
+            raise CodecError(f"delta: the base has more values of exponent {exponent} than are stored")
+        out[order.places[first:last]] = numbers[start:end]
+        cursors[exponent] = end
