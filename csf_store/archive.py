@@ -6,6 +6,7 @@ what happened, ``index.sqlite`` a cache. What a method returned is durable: data
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class Archive(Reading):
         self._pipeline.close()
         self._store.close()
 
+    def keeping(self) -> contextlib.AbstractContextManager[None]:
+        """A block during which nothing is collected: what was found or put in it can be pinned in it.
+
+        Every put and pin is one by itself. Blocks may nest and run in several threads; readers need none.
+        """
+        return self._store.keeping()
+
     # -- putting -----------------------------------------------------------------------------------------------------
 
     def put_bytes(self, data: Buffer, *, kind: Kind = Kind.BLOB, links: Iterable[Digest] = ()) -> Stored:
@@ -106,13 +114,14 @@ class Archive(Reading):
         if kind == Kind.TREE:
             tree = _as_tree(bytes(data))
             links = tuple(entry.blob for entry in tree.entries)
-        for link in links:
-            if not self.contains(link):
-                raise NotFoundError(f"the {kind} links to {link}, which is not in this archive; put that first")
-        try:
-            return self._ingest.put(source, plan_bytes(source), kind, links)
-        finally:
-            self._store.commit()
+        with self.keeping():
+            for link in links:
+                if not self.contains(link):
+                    raise NotFoundError(f"the {kind} links to {link}, which is not in this archive; put that first")
+            try:
+                return self._ingest.put(source, plan_bytes(source), kind, links)
+            finally:
+                self._store.commit()
 
     def base(self, *digests: Digest) -> Base:
         """The tensors of safetensors blobs, and of all those in trees, for puts to store differences to.
@@ -185,11 +194,12 @@ class Archive(Reading):
             PickleRefusedError: if it is a pickle and ``allow_pickle`` is not set.
         """
         plan = plan_file(source, allow_pickle=allow_pickle)
-        try:
-            return self._ingest.put(source, plan, Kind.BLOB, (), progress=progress, base=base)
-        finally:
-            if commit:
-                self._store.commit()
+        with self.keeping():
+            try:
+                return self._ingest.put(source, plan, Kind.BLOB, (), progress=progress, base=base)
+            finally:
+                if commit:
+                    self._store.commit()
 
     def put_tree(
         self,
@@ -207,16 +217,17 @@ class Archive(Reading):
         found = list_directory(Path(directory), allow_pickle=allow_pickle)
         written = 0
         entries = []
-        try:
-            for file in found:
-                entry, stored = self.put_found(
-                    file, base=base, progress=progress, allow_pickle=allow_pickle, commit=False
-                )
-                entries.append(entry)
-                written += stored.stored
-        finally:
-            self._store.commit()
-        tree = self.put_tree_entries(entries)
+        with self.keeping():
+            try:
+                for file in found:
+                    entry, stored = self.put_found(
+                        file, base=base, progress=progress, allow_pickle=allow_pickle, commit=False
+                    )
+                    entries.append(entry)
+                    written += stored.stored
+            finally:
+                self._store.commit()
+            tree = self.put_tree_entries(entries)
         return tree._replace(stored=tree.stored + written)
 
     def put_found(
@@ -241,13 +252,14 @@ class Archive(Reading):
             InvalidInputError: if a path is unsafe, or a size is not its blob's.
         """
         entries = tuple(entries)
-        for entry in entries:
-            where = self._store.find_object(bytes(entry.blob), Kind.BLOB)
-            if where is None:
-                raise NotFoundError(f"{entry.path}: blob {entry.blob} is not in this archive; put it first")
-            if where.raw != entry.size:
-                raise InvalidInputError(f"{entry.path}: blob {entry.blob} has {where.raw} bytes, not {entry.size}")
-        stored = self.put_bytes(encode_tree(entries), kind=Kind.TREE)
+        with self.keeping():
+            for entry in entries:
+                where = self._store.find_object(bytes(entry.blob), Kind.BLOB)
+                if where is None:
+                    raise NotFoundError(f"{entry.path}: blob {entry.blob} is not in this archive; put it first")
+                if where.raw != entry.size:
+                    raise InvalidInputError(f"{entry.path}: blob {entry.blob} has {where.raw} bytes, not {entry.size}")
+            stored = self.put_bytes(encode_tree(entries), kind=Kind.TREE)
         return stored._replace(size=sum(entry.size for entry in entries))
 
     # -- pins --------------------------------------------------------------------------------------------------------
@@ -258,13 +270,14 @@ class Archive(Reading):
         Raises:
             NotFoundError: if it is not in the archive.
         """
-        if not self.contains(digest, kind):
-            raise NotFoundError(f"{digest} is not in this archive as a {kind}; put it before you pin it")
-        if self._is_pinned(digest, kind, name):
-            return
-        with self.ledger.locked() as transaction:
-            if not self._is_pinned(digest, kind, name):
-                transaction.append("pin", digest=str(digest), kind=str(kind), name=name)
+        with self.keeping():
+            if not self.contains(digest, kind):
+                raise NotFoundError(f"{digest} is not in this archive as a {kind}; put it before you pin it")
+            if self._is_pinned(digest, kind, name):
+                return
+            with self.ledger.locked() as transaction:
+                if not self._is_pinned(digest, kind, name):
+                    transaction.append("pin", digest=str(digest), kind=str(kind), name=name)
 
     def _is_pinned(self, digest: Digest, kind: Kind, name: str | None) -> bool:
         return self.ledger.is_pinned(digest, kind, name)

@@ -4,6 +4,9 @@ Lookups go through B-trees, so opening costs the same with a million chunks as w
 itself, because SQLite does not notice a flipped bit. A row that does not fit its CRC, an index of another archive and
 a file that SQLite can not read are all the same: ``IndexUnusableError``, and the store rebuilds it.
 
+``objects.seen`` says when an object was last put (microseconds since 1970): what was put lately is not garbage yet,
+even if nothing points to it.
+
 ``lost`` remembers records that the index knew and the segments no longer hold, so that a segment cut short or removed
 is reported instead of forgotten.
 """
@@ -16,14 +19,14 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from csf_store.errors import StorageError
 from csf_store.framing import RECORD_HEADER_SIZE, ZERO_DIGEST, FooterEntry, RecordType
 
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _BUSY_SECONDS: Final = 60.0
 _SCHEMA: Final = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -49,6 +52,18 @@ WHERE chunks.base != zeroblob(32) AND excluded.base = zeroblob(32)
 """
 """The first record of a chunk is the one to know, but one that stands alone is better than a difference: others may be
 differences to it, and a base must be no difference itself."""
+_MOVE_CHUNK: Final = """
+INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?) ON CONFLICT(digest) DO UPDATE SET
+  segment=excluded.segment, offset=excluded.offset, stored=excluded.stored, raw=excluded.raw, codec=excluded.codec,
+  base=excluded.base, crc=excluded.crc
+WHERE chunks.segment IN (SELECT id FROM going) OR (chunks.base != zeroblob(32) AND excluded.base = zeroblob(32))
+"""
+_MOVE_OBJECT: Final = """
+INSERT INTO objects VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT(digest, kind) DO UPDATE SET
+  segment=excluded.segment, offset=excluded.offset, stored=excluded.stored, raw=excluded.raw, codec=excluded.codec,
+  crc=excluded.crc
+WHERE objects.segment IN (SELECT id FROM going)
+"""
 _STORAGE_TROUBLE: Final = (
     "SQLITE_BUSY",
     "SQLITE_LOCKED",
@@ -65,7 +80,17 @@ class IndexUnusableError(Exception):
 
 
 class Location(NamedTuple):
-    """Where a record is: segment row, offset, stored and raw length, codec, and the chunk it is a difference to."""
+    """Where a record is.
+
+    Attributes:
+        segment: row of its segment.
+        offset: of the record header.
+        stored: bytes of the payload.
+        raw: bytes it decodes to.
+        codec: how it is encoded.
+        base: the chunk it is a difference to; zeros without one.
+        kind: number of the object's kind; 0 for a chunk.
+    """
 
     segment: int
     offset: int
@@ -73,6 +98,7 @@ class Location(NamedTuple):
     raw: int
     codec: int
     base: bytes = ZERO_DIGEST
+    kind: int = 0
 
     @property
     def is_difference(self) -> bool:
@@ -109,8 +135,16 @@ class Lost(NamedTuple):
     offset: int
 
 
-def _crc(digest: bytes, kind: int, where: Location) -> int:
-    return zlib.crc32(_CRC.pack(digest, kind, *where))
+class Row(NamedTuple):
+    """A row of the chunks or of the objects, checked. ``seen`` is 0 for a chunk."""
+
+    digest: bytes
+    where: Location
+    seen: int
+
+
+def _crc(digest: bytes, where: Location) -> int:
+    return zlib.crc32(_CRC.pack(digest, where.kind, *where[:6]))
 
 
 class Index:
@@ -118,6 +152,7 @@ class Index:
 
     def __init__(self, path: Path, archive_id: bytes) -> None:
         self._lock = threading.RLock()
+        self._path = path
         self._archive = archive_id.hex()
         try:
             self._db = sqlite3.connect(
@@ -130,6 +165,7 @@ class Index:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._prepare()
+                self._identity = _identity(path)
         except BaseException:
             self._db.close()
             raise
@@ -168,13 +204,17 @@ class Index:
         with self._lock:
             self._db.close()
 
+    def is_current(self) -> bool:
+        """Whether the file at its path is still the one that is open: it may have been deleted or replaced."""
+        return self._identity is not None and _identity(self._path) == self._identity
+
     def chunk(self, digest: bytes) -> Location | None:
         """Where a chunk is."""
         with self._guard():
             row = self._db.execute(
                 "SELECT segment, offset, stored, raw, codec, base, crc FROM chunks WHERE digest=?", (digest,)
             ).fetchone()
-        return self._checked(digest, 0, row) if row else None
+        return self._checked(digest, 0, row[:6], row[6]) if row else None
 
     def object(self, digest: bytes, kind: int) -> Location | None:
         """Where an object of that kind is."""
@@ -183,12 +223,12 @@ class Index:
                 "SELECT segment, offset, stored, raw, codec, ?, crc FROM objects WHERE digest=? AND kind=?",
                 (ZERO_DIGEST, digest, kind),
             ).fetchone()
-        return self._checked(digest, kind, row) if row else None
+        return self._checked(digest, kind, row[:6], row[6]) if row else None
 
-    def _checked(self, digest: bytes, kind: int, row: tuple[int, int, int, int, int, bytes, int]) -> Location:
+    def _checked(self, digest: bytes, kind: int, row: tuple[int, int, int, int, int, bytes], crc: int) -> Location:
         try:
-            where = Location(*row[:6])
-            if _crc(digest, kind, where) == row[6]:
+            where = Location(*row, kind)
+            if _crc(digest, where) == crc:
                 return where
         except (TypeError, struct.error):
             pass
@@ -231,31 +271,124 @@ class Index:
             found: int = self._db.execute("SELECT id FROM segments WHERE name=?", (name,)).fetchone()[0]
         return found
 
-    def add(self, states: Iterable[SegmentState], records: Iterable[tuple[str, FooterEntry]]) -> None:
+    def add(
+        self,
+        states: Iterable[SegmentState],
+        records: Iterable[tuple[str, FooterEntry]],
+        touched: Iterable[tuple[bytes, int]] = (),
+    ) -> None:
         """Takes in durable records (segment name, entry) and what is now known of their segments, in one transaction.
 
         Segments go by name here, not by row: the index may have been rebuilt since the records were written.
+
+        Args:
+            states: of the segments that hold the records.
+            records: segment name, entry.
+            touched: objects (digest, kind) that were put again and count as seen now.
         """
-        chunks, objects, now = [], [], int(time.time())
         states = list(states)
         rows = {state.name: self.segment_id(state.name) for state in states}
-        for name, entry in records:
-            where = Location(rows[name], entry.offset, entry.stored_length, entry.raw_length, entry.codec, entry.base)
-            if entry.type == RecordType.CHUNK:
-                chunks.append((entry.digest, *where, _crc(entry.digest, 0, where)))
-            else:
-                objects.append((entry.digest, entry.kind, *where[:5], _crc(entry.digest, entry.kind, where), now))
+        chunks, objects = _rows(rows, records)
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
+            self._touch(touched)
             self._db.executemany(_ADD_CHUNK, chunks)
             self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?,?,?,?,?,?,?,?,?)", objects)
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=0", [(row[0],) for row in chunks])
             self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=?", [row[:2] for row in objects])
-            self._db.executemany(
-                "UPDATE segments SET end=max(end, ?), size=?, mtime=?, sealed=max(sealed, ?) WHERE name=?",
-                [(state.end, state.size, state.mtime, int(state.sealed), state.name) for state in states],
-            )
+            self._set_states(states)
             self._db.execute("COMMIT")
+
+    def _touch(self, objects: Iterable[tuple[bytes, int]]) -> None:
+        now = _now()
+        self._db.executemany(
+            "UPDATE objects SET seen=max(seen, ?) WHERE digest=? AND kind=?",
+            [(now, digest, kind) for digest, kind in objects],
+        )
+
+    def replace(
+        self,
+        gone: Iterable[str],
+        states: Iterable[SegmentState],
+        records: Iterable[tuple[str, FooterEntry]],
+    ) -> None:
+        """Forgets segments and takes in those that came for them, in one transaction that is durable when this returns.
+
+        What was known of a record that moved stays known, such as when its object was seen.
+        """
+        states = list(states)
+        rows = {state.name: self.segment_id(state.name) for state in states}
+        chunks, objects = _rows(rows, records)
+        with self._guard():
+            self._db.execute("PRAGMA synchronous=FULL")
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._mark_going(gone)
+                self._db.executemany(_MOVE_CHUNK, chunks)
+                self._db.executemany(_MOVE_OBJECT, objects)
+                for table in ("chunks", "objects"):
+                    self._db.execute(f"DELETE FROM {table} WHERE segment IN (SELECT id FROM going)")  # noqa: S608
+                self._db.execute("DELETE FROM segments WHERE id IN (SELECT id FROM going)")
+                self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=0", [(row[0],) for row in chunks])
+                self._db.executemany("DELETE FROM lost WHERE digest=? AND kind=?", [row[:2] for row in objects])
+                self._set_states(states)
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _mark_going(self, names: Iterable[str]) -> None:
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS going(id INTEGER PRIMARY KEY)")
+        self._db.execute("DELETE FROM going")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO going SELECT id FROM segments WHERE name=?", [(name,) for name in names]
+        )
+
+    def _set_states(self, states: Iterable[SegmentState]) -> None:
+        self._db.executemany(
+            "UPDATE segments SET end=max(end, ?), size=?, mtime=?, sealed=max(sealed, ?) WHERE name=?",
+            [(state.end, state.size, state.mtime, int(state.sealed), state.name) for state in states],
+        )
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forgets segments that were taken away on purpose, and what they held."""
+        self.replace(names, (), ())
+
+    def forgive(self, needed: Callable[[bytes], bool]) -> None:
+        """Strikes what nobody needs from the list of what is lost."""
+        with self._guard():
+            rows = self._db.execute("SELECT digest, kind FROM lost").fetchall()
+            self._db.executemany(
+                "DELETE FROM lost WHERE digest=? AND kind=?", [row for row in rows if not needed(row[0])]
+            )
+
+    def chunk_rows(self, order: str = "segment, offset") -> Iterator[Row]:
+        """Every chunk, as of now, by place or in another order. It reads through a connection of its own."""
+        sql = f"SELECT digest, segment, offset, stored, raw, codec, base, crc FROM chunks ORDER BY {order}"  # noqa: S608
+        for row in self._stream(sql):
+            yield Row(row[0], self._checked(row[0], 0, row[1:7], row[7]), 0)
+
+    def object_rows(self, order: str = "segment, offset") -> Iterator[Row]:
+        """Every object, as of now, by place or in another order. It reads through a connection of its own."""
+        sql = "SELECT digest, kind, segment, offset, stored, raw, codec, crc, seen FROM objects "
+        for row in self._stream(sql + f"ORDER BY {order}"):
+            where = self._checked(row[0], row[1], (*row[2:7], ZERO_DIGEST), row[7])
+            if not isinstance(row[8], int):
+                raise IndexUnusableError(f"the row of {row[0].hex()} is damaged")
+            yield Row(row[0], where, row[8])
+
+    def _stream(self, sql: str) -> Iterator[Any]:
+        try:
+            db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise IndexUnusableError(str(error)) from error
+        try:
+            yield from db.execute(sql)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise IndexUnusableError(str(error)) from error
+        finally:
+            db.close()
 
     def lose(self, segment: SegmentState, size: int) -> None:
         """Moves every record of a segment that lies beyond its present size to the list of what is lost."""
@@ -281,6 +414,32 @@ class Index:
         """What the segments no longer hold."""
         with self._guard():
             return [Lost(*row) for row in self._db.execute("SELECT digest, kind, segment, offset FROM lost")]
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _rows(rows: Mapping[str, int], records: Iterable[tuple[str, FooterEntry]]) -> tuple[list[Any], list[Any]]:
+    """Rows of the chunks and of the objects table."""
+    chunks, objects, now = [], [], _now()
+    for name, entry in records:
+        kind = 0 if entry.type == RecordType.CHUNK else entry.kind
+        where = Location(rows[name], entry.offset, entry.stored_length, entry.raw_length, entry.codec, entry.base, kind)
+        crc = _crc(entry.digest, where)
+        if entry.type == RecordType.CHUNK:
+            chunks.append((entry.digest, *where[:6], crc))
+        else:
+            objects.append((entry.digest, kind, *where[:5], crc, now))
+    return chunks, objects
 
 
 def remove(path: Path) -> None:

@@ -275,6 +275,8 @@ class Ingest:
             raise ConflictError(
                 f"{digest} is stored as a {kind} with other links; the same document must link the same"
             )
+        else:
+            self._store.touch(bytes(digest), kind)
         return Stored(digest, kind, size, written, len(body.chunks), known is None)
 
 

@@ -6,6 +6,7 @@ mixed up unnoticed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ import rfc8785
 from csf_store.durable import FileSystem, read_exact, storage_errors, write_new
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import FORMAT_VERSION, ID_SIZE
-from csf_store.store import SEGMENTS
+from csf_store.index_keeper import SEGMENTS
 
 MARKER: Final = "csf.json"
 _MARKER_LIMIT: Final = 4096
@@ -35,15 +36,26 @@ def make_archive(fs: FileSystem, path: Path) -> bool:
     with storage_errors(path):
         if path.exists() and (not path.is_dir() or any(not _ours(each.name) for each in path.iterdir())):
             raise InvalidInputError(f"{path} is not empty and not an archive; choose another directory")
-        fs.mkdir(path / SEGMENTS)
-        fs.fsync_directory(path)
-        fs.fsync_directory(path.absolute().parent)
+        _make_durable_directories(fs, path.absolute())
         marker: dict[str, str | int] = {
             "format": "csf",
             "version": FORMAT_VERSION,
             "archive": secrets.token_hex(ID_SIZE),
         }
         return write_new(fs, path / MARKER, rfc8785.dumps(marker) + b"\n")
+
+
+def _make_durable_directories(fs: FileSystem, path: Path) -> None:
+    """One after the other, each name durable before the next: whoever dies between leaves one in doubt, the last."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    last = missing[-1].parent if missing else path
+    with contextlib.suppress(PermissionError):
+        fs.fsync_directory(last.parent)
+    for each in reversed(missing):
+        fs.mkdir(each)
+        fs.fsync_directory(each.parent)
+    fs.mkdir(path / SEGMENTS)
+    fs.fsync_directory(path)
 
 
 def _ours(name: str) -> bool:

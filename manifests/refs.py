@@ -136,18 +136,19 @@ class Refs:
             InvalidDocumentError: when the target is no well-formed manifest.
         """
         check_ref_name(name)
-        load_manifest(self._archive, target)
-        with self._archive.ledger.locked() as tx:
-            history = self.history(name)
-            current = history[-1].target if history else None
-            if current != expected:
-                raise RefConflictError(
-                    f"ref {name!r} is at {current or 'no manifest'}, not at {expected or 'no manifest'}: somebody moved"
-                    f" it first; look at `keystone ref log {name}` and decide again"
-                )
-            if current == target:
-                return history[-1]
-            tx.append("ref.set", **_fields(name, current, target, reason, {}))
+        with self._archive.keeping():  # the target must not be collected between the look and the move
+            load_manifest(self._archive, target)
+            with self._archive.ledger.locked() as tx:
+                history = self.history(name)
+                current = history[-1].target if history else None
+                if current != expected:
+                    raise RefConflictError(
+                        f"ref {name!r} is at {current or 'no manifest'}, not at {expected or 'no manifest'}: somebody"
+                        f" moved it first; look at `keystone ref log {name}` and decide again"
+                    )
+                if current == target:
+                    return history[-1]
+                tx.append("ref.set", **_fields(name, current, target, reason, {}))
         return self.history(name)[-1]
 
     def rollback_target(self, name: str) -> Digest:
@@ -185,12 +186,15 @@ class Refs:
             raise RollbackRefusedError(f"ref {name!r} is at {target} already; name another target")
         if to is not None and to not in {event.target for event in history}:
             self._check_bare_base(name, to, current)
-        self.check_sound(target)
-        with self._archive.ledger.locked() as tx:
-            now = self.history(name)
-            if now[-1].seq != history[-1].seq:
-                raise RefConflictError(f"ref {name!r} moved to {now[-1].target} while its rollback was being verified")
-            tx.append("ref.set", **_fields(name, current, target, reason, {"rollback": True}))
+        with self._archive.keeping():
+            self.check_sound(target)
+            with self._archive.ledger.locked() as tx:
+                now = self.history(name)
+                if now[-1].seq != history[-1].seq:
+                    raise RefConflictError(
+                        f"ref {name!r} moved to {now[-1].target} while its rollback was being verified"
+                    )
+                tx.append("ref.set", **_fields(name, current, target, reason, {"rollback": True}))
         return self.history(name)[-1]
 
     def check_sound(self, target: Digest) -> None:

@@ -48,8 +48,9 @@ class Repository:
             record = self.load_record(step.record, AdapterRecord)
             if (record.adapter, record.base, record.parent) != (step.adapter, manifest.assembly.base, step.parent):
                 raise LineageError(f"record {step.record} does not say what the lineage says of adapter {step.adapter}")
-        stored = self.archive.put_bytes(_sealed(manifest), kind=Kind.MANIFEST, links=manifest.links())
-        self.archive.pin(stored.digest, kind=Kind.MANIFEST)
+        with self.archive.keeping():  # garbage collection must not come between the two
+            stored = self.archive.put_bytes(_sealed(manifest), kind=Kind.MANIFEST, links=manifest.links())
+            self.archive.pin(stored.digest, kind=Kind.MANIFEST)
         return stored.digest
 
     def load(self, digest: Digest) -> Manifest:
@@ -121,17 +122,18 @@ class Repository:
             kinds[record.training] = Kind.RECORD
         self._check_links(record, kinds)
         # Looking and writing happen under the ledger's lock: two processes with two bases must not both succeed.
-        with self.archive.ledger.locked() as tx:
-            for found, known in self._records_of(record.adapter):
-                _check_agrees(record, known)
-                if found == record.digest or (record.claim and not known.claim):
-                    digest = found
-                    break
-            else:
-                data = _sealed(record)
-                digest = self.archive.put_bytes(data, kind=Kind.RECORD, links=record.links()).digest
-                tx.append("adapter.record", adapter=str(record.adapter), base=str(record.base), record=str(digest))
-        self.archive.pin(digest, kind=Kind.RECORD)
+        with self.archive.keeping():
+            with self.archive.ledger.locked() as tx:
+                for found, known in self._records_of(record.adapter):
+                    _check_agrees(record, known)
+                    if found == record.digest or (record.claim and not known.claim):
+                        digest = found
+                        break
+                else:
+                    data = _sealed(record)
+                    digest = self.archive.put_bytes(data, kind=Kind.RECORD, links=record.links()).digest
+                    tx.append("adapter.record", adapter=str(record.adapter), base=str(record.base), record=str(digest))
+            self.archive.pin(digest, kind=Kind.RECORD)
         return digest
 
     def adapter_record(self, adapter: Digest) -> AdapterRecord | None:

@@ -47,7 +47,11 @@ def _store(session: Session, pack: CsfPack, digests: tuple[Digest, ...], *, allo
     from csf_store.trees import TreeEntry  # noqa: PLC0415 - rfc8785, not needed for --help
 
     written = 0
-    with session.open(create=True) as archive, progress_bar(session, "import", pack.size) as progress:
+    with (
+        session.open(create=True) as archive,
+        archive.keeping(),
+        progress_bar(session, "import", pack.size) as progress,
+    ):
         for member, digest in zip(pack.members, digests, strict=True):
             stored = archive.put_source(pack.source(member), progress=progress, allow_pickle=allow_pickle)
             if stored.digest != digest:  # decoded twice, so somebody may have written to the file in between

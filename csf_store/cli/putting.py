@@ -104,7 +104,12 @@ def put(
         raise click.UsageError("--base and --no-base contradict each other")
     jobs = [_look(path, allow_pickle=allow_pickle) for path in paths]
     total = sum(job.size for job in jobs)
-    with session.open(create=True) as archive, progress_bar(session, "put", total) as progress:
+    # Kept as one: a file known already must not be collected between its put and the pin of its tree.
+    with (
+        session.open(create=True) as archive,
+        archive.keeping(),
+        progress_bar(session, "put", total) as progress,
+    ):
         how = _How(bases, no_base, tags, allow_pickle, progress)
         for job in jobs:
             if job.files is None:

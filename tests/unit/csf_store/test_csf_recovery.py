@@ -101,9 +101,9 @@ class TestIndex:
         """Rows get new numbers, records stay where they are."""
         with Archive.open(tmp_path, create=True) as archive:
             archive.put_bytes(CONTENTS[0])
-            archive._store._rebuild_index(archive._store._index)
+            archive._store.keeper.rebuild()
             digests = [archive.put_bytes(content).digest for content in CONTENTS]
-            archive._store._index.close()  # as if the connection had broken
+            archive._store.keeper._index.close()  # as if the connection had broken
             assert [archive.get_bytes(digest) for digest in digests] == CONTENTS
         _all_there(tmp_path, digests)
 
