@@ -65,10 +65,17 @@ def check_event(event: str, fields: Mapping[str, _JSON]) -> None:
 
 
 class LedgerState:
-    """Pins and refs, event by event."""
+    """Pins and refs, event by event: what a run of events adds up to, or, started in the middle, what it changes.
+
+    Attributes:
+        pins: what was pinned and not unpinned since.
+        cleared: digests of which the run unpinned what was pinned before it.
+        refs: the moves of each ref.
+    """
 
     def __init__(self) -> None:
         self.pins: dict[Digest, dict[tuple[str, str | None], Pin]] = {}
+        self.cleared: set[Digest] = set()
         self.refs: dict[str, list[RefMove]] = {}
 
     def apply(self, seq: int, time: str, event: str, fields: Mapping[str, _JSON]) -> None:
@@ -86,7 +93,14 @@ class LedgerState:
             name = name if isinstance(name, str) else None
             self.pins.setdefault(digest, {}).setdefault((kind, name), Pin(digest, kind, name, seq, time))
         elif event == "unpin":
-            self.pins.pop(_digest(fields, "digest"), None)
+            digest = _digest(fields, "digest")
+            self.pins.pop(digest, None)
+            self.cleared.add(digest)
         elif event == "ref.set":
             target = _digest(fields, "to") if fields["to"] is not None else None
             self.refs.setdefault(str(fields["ref"]), []).append(RefMove(seq, time, target, fields))
+
+    def pinned(self) -> tuple[Pin, ...]:
+        """What is pinned, in the order of pinning."""
+        every = (pin for pins in self.pins.values() for pin in pins.values())
+        return tuple(sorted(every, key=lambda pin: pin.seq))

@@ -20,7 +20,7 @@ _COMMANDS: Final = {
     "cat": ("getting", "Write a blob to standard output."),
     "verify": ("checking", "Read everything again and name what is damaged."),
     "rm": ("putting", "Unpin: let an object go."),
-    "log": ("looking", "Show the ledger."),
+    "log": ("auditing", "Show the ledger, and prove what it says."),
 }
 
 

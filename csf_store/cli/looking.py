@@ -1,8 +1,7 @@
-"""``csf ls``, ``csf stat``, ``csf log``."""
+"""``csf ls``, ``csf stat``."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -105,26 +104,3 @@ def stat(session: Session, digest: str) -> None:
         f"pinned  {', '.join(name or '(no name)' for name in names) or 'no'}",
     ]
     session.item(fields, "\n".join(lines))
-
-
-@click.command()
-@click.option("-n", "--limit", type=click.IntRange(min=1), help="Only the last N events.")
-@json_option
-@pass_session
-def log(session: Session, limit: int | None) -> None:
-    """Show what happened, oldest first.
-
-    \b
-    Examples:
-      csf log -n 20
-      csf log --json
-    """  # noqa: D301 - \b is for click
-    with session.open() as archive:
-        start = max(0, archive.ledger.size - limit) if limit else 0
-        for entry in archive.ledger.entries(start):
-            fields = json.loads(json.dumps(entry.fields))
-            said = "  ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
-            session.item(
-                {"seq": entry.seq, "time": entry.time, "event": entry.event, "leaf": entry.leaf.hex(), **fields},
-                f"{entry.seq:>6}  {entry.time}  {entry.event:<16}  {said}",
-            )

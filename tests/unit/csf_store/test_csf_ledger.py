@@ -4,7 +4,9 @@ import hashlib
 import json
 import multiprocessing
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,12 +177,12 @@ class TestAltered:
             _ = ledger.size
 
     def test_time_may_not_go_back(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        ledger = _open(directory)
-        late = "2999-01-01T00:00:00.000000Z"
-        ledger._catch_up()
-        ledger._last = ledger._last._replace(time=late)
-        assert ledger.append("later").time == late
-        assert _open(directory).append("after that").time == late
+        late = datetime(2999, 1, 1, tzinfo=UTC)
+        with monkeypatch.context() as patched:
+            patched.setattr("csf_store.ledger.datetime", SimpleNamespace(now=late.astimezone))
+            assert _open(directory).append("the clock is wrong").time == "2999-01-01T00:00:00.000000Z"
+        assert _open(directory).append("the clock was set right").time == "2999-01-01T00:00:00.000000Z"
+        assert [entry.seq for entry in _open(directory).entries()] == list(range(9))
 
 
 class TestTorn:
