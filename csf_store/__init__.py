@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     )
     from csf_store.ledger import Ledger, LedgerTransaction
     from csf_store.ledger_line import JSON, LedgerEntry
+    from csf_store.ledger_proofs import Checkpoint, ConsistencyProof, InclusionProof, read_proof
+    from csf_store.ledger_reading import LedgerAudit
     from csf_store.ledger_state import Pin, RefMove
     from csf_store.marker import default_archive_path
     from csf_store.memory import allocate
@@ -51,6 +53,8 @@ _HOMES = {
     ),
     "ledger": ("Ledger", "LedgerTransaction"),
     "ledger_line": ("JSON", "LedgerEntry"),
+    "ledger_proofs": ("Checkpoint", "ConsistencyProof", "InclusionProof", "read_proof"),
+    "ledger_reading": ("LedgerAudit",),
     "ledger_state": ("Pin", "RefMove"),
     "marker": ("default_archive_path",),
     "memory": ("allocate",),
@@ -63,15 +67,19 @@ __all__ = [
     "JSON",
     "AmbiguousPrefixError",
     "Archive",
+    "Checkpoint",
     "CommandTable",
     "ConflictError",
+    "ConsistencyProof",
     "CorruptError",
     "CsfError",
     "Digest",
     "Finding",
+    "InclusionProof",
     "InvalidInputError",
     "Kind",
     "Ledger",
+    "LedgerAudit",
     "LedgerEntry",
     "LedgerTransaction",
     "NotFoundError",
@@ -94,6 +102,7 @@ __all__ = [
     "json_option",
     "pass_session",
     "progress_bar",
+    "read_proof",
 ]
 
 

@@ -92,6 +92,7 @@ class Archive(Reading):
         """Lets go of files, locks and threads."""
         self._pipeline.close()
         self._store.close()
+        self.ledger.close()
 
     def keeping(self) -> contextlib.AbstractContextManager[None]:
         """A block during which nothing is collected: what was found or put in it can be pinned in it.
@@ -289,7 +290,7 @@ class Archive(Reading):
             NotFoundError: if it is not pinned.
         """
         with self.ledger.locked() as transaction:
-            if all(pin.digest != digest for pin in transaction.pins()):
+            if not transaction.pins(digest):
                 raise NotFoundError(f"{digest} is not pinned; csf ls shows what is")
             transaction.append("unpin", digest=str(digest))
 

@@ -224,15 +224,12 @@ class Check:
     # -- objects -----------------------------------------------------------------------------------------------------
 
     def _ledger_roots(self) -> list[Digest]:
-        try:
-            for _ in self._ledger.entries():
-                pass
-            roots = [pin.digest for pin in self._ledger.pins()]
-            moves = [move for history in self._ledger.refs().values() for move in history]
-        except CorruptError as error:
-            self._findings.append(Finding(str(error)))
-            return []
-        return roots + [move.target for move in moves if move.target is not None]
+        """What must be kept, by the lines of the ledger alone: each is read and hashed again."""
+        audit = self._ledger.audit()
+        self._findings += [Finding(what) for what in audit.findings]
+        self._notes += audit.notes
+        moves = [move for history in audit.refs.values() for move in history]
+        return [pin.digest for pin in audit.pins] + [move.target for move in moves if move.target is not None]
 
     def _closure(self, digests: Iterable[Digest], *, deep: bool) -> None:
         waiting = list(dict.fromkeys(digests))

@@ -34,8 +34,13 @@ class Ledger(LedgerReading):
 
     def __init__(self, fs: FileSystem, root: Path, archive_id: bytes) -> None:
         super().__init__(fs, root, archive_id)
+        self._parts = fs, root, archive_id
         self._writing = threading.Lock()
         self._writer: int | None = None
+
+    def another(self) -> Ledger:
+        """The same ledger, opened once more: for whoever must not wait for a thread that has this one locked."""
+        return Ledger(*self._parts)
 
     def append(self, event: str, **fields: JSON) -> LedgerEntry:
         """Appends one event; durable when this returns."""

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import CorruptError, NotFoundError
-from csf_store.ledger_cache import LedgerCache, Lost
+from csf_store.ledger_cache import LedgerCache
 from csf_store.ledger_cache_errors import CacheDamagedError
 from csf_store.ledger_line import MAX_LINE, NO_LEAF, LedgerEntry, parse_line
 from csf_store.ledger_proofs import Checkpoint, ConsistencyProof, InclusionProof
@@ -249,38 +249,38 @@ class LedgerReading:
     # -- auditing ----------------------------------------------------------------------------------------------------
 
     def audit(self) -> LedgerAudit:
-        """Reads and hashes every line again and adds them up; then compares that with the cache and its memory."""
+        """Reads and hashes every line again and adds them up; then compares that with what the cache remembers."""
         state, tree = LedgerState(), Frontier()
-        findings, notes = [], []
+        findings: list[str] = []
+        notes: list[str] = []
         try:
             for entry in self.entries():
                 state.apply(entry.seq, entry.time, entry.event, entry.fields)
                 tree.add(entry.leaf)
+            self._against_cache(tree, state, findings, notes)
         except CorruptError as error:
             findings.append(str(error))
         refs = {name: tuple(moves) for name, moves in state.refs.items()}
-        if not findings:
-            lost, agrees = self._against_cache(tree, state.pinned(), refs)
-            findings += [
-                f"the ledger once had {each.size} lines with root {each.root.hex()} and does not begin with them any "
-                f"more: lines at its end were removed or altered; restore {self.path.name} from a backup, or delete "
-                "ledger.sqlite to go on with what is here"
-                for each in lost
-            ]
-            if not agrees:
-                notes.append("ledger.sqlite did not say what the ledger says, and was made anew")
         return LedgerAudit(Checkpoint(tree.size, tree.root()), state.pinned(), refs, tuple(findings), tuple(notes))
 
-    def _against_cache(
-        self, tree: Frontier, pins: tuple[Pin, ...], refs: Mapping[str, Sequence[RefMove]]
-    ) -> tuple[tuple[Lost, ...], bool]:
-        """What the cache says was lost, and whether it adds the same lines up to the same."""
+    def _against_cache(self, tree: Frontier, state: LedgerState, findings: list[str], notes: list[str]) -> None:
+        """Whether the cache adds the same lines up to the same, and what it remembers that is there no more."""
+        refs = {name: tuple(moves) for name, moves in state.refs.items()}
         with self._looking() as view:
-            lost = view.ask(lambda cache: cache.lost())
+            findings += [
+                f"the ledger once had {lost.size} lines with root {lost.root.hex()} and no longer begins with them: "
+                f"lines at its end were removed or altered; restore {self.path.name} from a backup, or delete "
+                "ledger.sqlite to go on with what is here"
+                for lost in view.ask(lambda cache: cache.lost())
+            ]
             if view.head.size != tree.size:
-                return lost, True  # somebody appended meanwhile
+                return  # somebody appended meanwhile
             told = view.head.root(), view.ask(lambda cache: cache.pins()), view.ask(lambda cache: cache.moves())
-            if told == (tree.root(), pins, refs):
-                return lost, True
-            view.distrust()
-            return lost, False
+            if told != (tree.root(), state.pinned(), refs):
+                view.distrust()
+                notes.append("ledger.sqlite did not say what the ledger says, and was made anew")
+            if torn := view.torn():
+                notes.append(
+                    f"the ledger ends in {torn} bytes of a line that was cut short; nobody was told of it, and the "
+                    "next event moves it aside"
+                )

@@ -241,14 +241,18 @@ class LedgerView:
             raise CorruptError(f"{self.file.path} became shorter: lines were removed; restore it from a backup")
 
     def _absorb(self, cache: LedgerCache, end: int, *, scrap: bool) -> LedgerHead:
-        """Takes in lines up to ``end``. With ``scrap``, pieces of a line may follow that a power cut left behind."""
+        """Takes in lines up to ``end``. Pieces of a line may follow that a power cut left behind.
+
+        With ``scrap`` what we begin from was durable, so whatever is no line behind it is such a piece. Without it, only
+        what has a zero byte in it: a page that never reached the disk reads as zeros, and no line ever had one.
+        """
         head, _ = cache.head()
         batch = LineBatch(head)
         for line in self.file.lines(head.end, end):
             try:
                 entry = batch.take(line)
             except CorruptError:
-                if scrap and self._is_scrap(batch.head.end, end):
+                if self._is_scrap(batch.head.end, end, expected=scrap):
                     break
                 raise
             if entry.seq == 0:
@@ -266,10 +270,16 @@ class LedgerView:
                 "archive's; restore it from a backup"
             )
 
-    def _is_scrap(self, start: int, end: int) -> bool:
+    def _is_scrap(self, start: int, end: int, *, expected: bool) -> bool:
         """Whether the file ends in no more than pieces of one line: no event in it, nothing anybody was told of."""
         rest = self.file.read(start, end)
-        return end - start <= MAX_LINE and not any(is_event(line) for line in rest.split(b"\n"))
+        pieces = end - start <= MAX_LINE and not any(is_event(line) for line in rest.split(b"\n"))
+        return pieces and (expected or b"\0" in rest)
+
+    def torn(self) -> int:
+        """How many bytes follow the last whole line."""
+        found = self.file.stat()
+        return found.size - self.written.end if found is not None else 0
 
     def recover(self) -> None:
         """Under the lock, settled: completes a last line that lacks its newline, and sets pieces of one aside."""

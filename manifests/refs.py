@@ -105,7 +105,7 @@ class Refs:
     def history(self, name: str) -> tuple[RefEvent, ...]:
         """Every move of a name, oldest first; empty when it was never set."""
         check_ref_name(name)
-        return tuple(_event(name, move) for move in self._moves().get(name, ()))
+        return tuple(_event(name, move) for move in self._archive.ledger.ref(name))
 
     def at(self, name: str, time: datetime) -> Digest:
         """Where a name pointed at a moment: after the last move at or before it.
