@@ -30,7 +30,7 @@ class CacheSlot:
 
     def existing(self) -> LedgerCache | None:
         """The one on disk if there is one. Anybody may ask; it is made only under the append lock."""
-        if self.on_disk or self.memory_only:
+        if self.memory_only or (self.on_disk and self._is_found()):
             return self.cache
         try:
             made = self.path.stat().st_size > 0
@@ -51,8 +51,12 @@ class CacheSlot:
     def fresh(self) -> LedgerCache:
         """Under the append lock: a new, empty one on disk, in place of what is there."""
         self.close()
-        remove(self.path)
+        self.discard()
         return self._open()
+
+    def discard(self) -> None:
+        """Under the append lock: there shall be none on disk, whatever this process goes by."""
+        remove(self.path)
 
     def close(self) -> None:
         """Lets go of it."""

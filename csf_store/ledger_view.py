@@ -243,8 +243,8 @@ class LedgerView:
     def _absorb(self, cache: LedgerCache, end: int, *, scrap: bool) -> LedgerHead:
         """Takes in lines up to ``end``. Pieces of a line may follow that a power cut left behind.
 
-        With ``scrap`` what we begin from was durable, so whatever is no line behind it is such a piece. Without it, only
-        what has a zero byte in it: a page that never reached the disk reads as zeros, and no line ever had one.
+        With ``scrap`` what we begin from was durable, so whatever is no line behind it is such a piece. Without it,
+        only what has a zero byte in it: a page that never reached the disk reads as zeros, and no line ever had one.
         """
         head, _ = cache.head()
         batch = LineBatch(head)
@@ -339,11 +339,16 @@ class LedgerView:
                 self._slot.cache.commit(found.mtime_ns)
             self._seen = found
         except BaseException as error:
+            # The caller must hear that the lines are safe, whatever became of the cache.
             self._slot.close()
             self._slot.memory_only = True
             if not isinstance(error, _FAILURES):
                 raise
-            # The caller must hear that the lines are safe, whatever became of the cache.
+        finally:
+            if not self._slot.on_disk:
+                # Who looks while the next writer is at work goes by the cache, and would miss these lines.
+                with contextlib.suppress(*_FAILURES):
+                    self._slot.discard()
 
     def rollback(self) -> None:
         """Ends a transaction of which nothing is in the file."""
