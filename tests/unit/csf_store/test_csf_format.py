@@ -1,5 +1,6 @@
 """FORMAT.md is the specification: its tables and vectors against the code, parsed here without the code's help."""
 
+import hashlib
 import json
 import re
 import struct
@@ -28,7 +29,7 @@ from csf_store.framing import (
     pack_trailer,
 )
 from csf_store.ledger_line import parse_line
-from csf_store.merkle import Frontier, leaf_hash
+from csf_store.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
 from csf_store.segment import stored_hash
 from csf_store.trees import encode_tree
@@ -94,6 +95,50 @@ def test_merkle() -> None:
         tree.add(leaf_hash(leaf.encode()))
         roots.append(tree.root().hex())
     assert roots == VECTORS["merkle"]["roots"]
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def test_proofs_by_the_words_of_the_text() -> None:
+    """The two procedures of the section on proofs, followed here step by step, and the code's own."""
+    given = VECTORS["proofs"]
+    leaves = [leaf_hash(leaf.encode()) for leaf in given["leaves"]]
+    root = bytes.fromhex(given["root"])
+    inclusion, consistency = given["inclusion"], given["consistency"]
+    path = [bytes.fromhex(each) for each in inclusion["path"]]
+    i, last, found = inclusion["index"], inclusion["size"] - 1, leaves[inclusion["index"]]
+    for p in path:
+        assert last
+        if i % 2 or i == last:
+            found = _node(p, found)
+            while i and i % 2 == 0:
+                i, last = i // 2, last // 2
+        else:
+            found = _node(found, p)
+        i, last = i // 2, last // 2
+    assert (last, found) == (0, root)
+    assert verify_inclusion(leaves[4], 4, 7, root, path)
+
+    path = [bytes.fromhex(each) for each in consistency["path"]]
+    old_root = bytes.fromhex(consistency["old_root"])
+    i, last = consistency["old_size"] - 1, consistency["size"] - 1
+    while i % 2:
+        i, last = i // 2, last // 2
+    old = new = path[0]
+    for p in path[1:]:
+        assert last
+        if i % 2 or i == last:
+            old, new = _node(p, old), _node(p, new)
+            while i and i % 2 == 0:
+                i, last = i // 2, last // 2
+        else:
+            new = _node(new, p)
+        i, last = i // 2, last // 2
+    assert (last, old, new) == (0, old_root, root)
+    assert old_root.hex() == VECTORS["merkle"]["roots"][3]
+    assert verify_consistency(3, old_root, 7, root, path)
 
 
 def test_ledger_line() -> None:
