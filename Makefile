@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test check lint types imports bench-quality clean
+.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,12 @@ imports: $(VENV)/.dev
 
 bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
 	@$(BIN)/python bench/model_quality.py
+
+bench-storage-peers: $(VENV)/.runtime ## install what the storage bench compares csf with
+	@$(BIN)/python -m bench.storage.install
+
+bench-storage: bench-storage-peers ## csf against backup programs and model stores; BENCH=--write keeps the tables
+	@$(BIN)/python -m bench.storage.run $(BENCH)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
