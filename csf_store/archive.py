@@ -23,21 +23,20 @@ from csf_store.ledger_state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
 from csf_store.objects import Kind, Layout, Stored
 from csf_store.pipeline import Pipeline
-from csf_store.reading import Reading
-from csf_store.store import Store
 from csf_store.trees import Tree, TreeEntry, decode_tree, encode_tree
+from csf_store.upkeep import Upkeep, open_store
 
 
-class Archive(Reading):
+class Archive(Upkeep):
     """An open archive. Use it as a context manager, or call ``close``. Thread-safe."""
 
     def __init__(self, path: Path, archive_id: bytes, fs: FileSystem, seal_at: int) -> None:
         """Use ``Archive.open`` or ``Archive.create``."""
         self.path = path
         self.id = archive_id
-        super().__init__(fs, Store(fs, path, archive_id, seal_at=seal_at), Pipeline())
-        self._ingest = Ingest(self._store, self._retrieve, self._pipeline)
         self.ledger = Ledger(fs, path, archive_id)
+        super().__init__(fs, open_store(fs, path, archive_id, seal_at, self.ledger), Pipeline())
+        self._ingest = Ingest(self._store, self._retrieve, self._pipeline)
 
     @classmethod
     def open(

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -363,20 +363,25 @@ class Index:
                 "DELETE FROM lost WHERE digest=? AND kind=?", [row for row in rows if not needed(row[0])]
             )
 
-    def chunk_rows(self, order: str = "segment, offset") -> Iterator[Row]:
-        """Every chunk, as of now, by place or in another order. It reads through a connection of its own."""
-        sql = f"SELECT digest, segment, offset, stored, raw, codec, base, crc FROM chunks ORDER BY {order}"  # noqa: S608
-        for row in self._stream(sql):
+    def chunk_rows(self, segments: Collection[int] | None = None) -> Iterator[Row]:
+        """Every chunk (of some segment rows), as of now, by place. It reads through a connection of its own."""
+        sql = f"SELECT digest, segment, offset, stored, raw, codec, base, crc FROM chunks {_only(segments)}"  # noqa: S608
+        for row in self._stream(sql + " ORDER BY segment, offset"):
             yield Row(row[0], self._checked(row[0], 0, row[1:7], row[7]), 0)
 
-    def object_rows(self, order: str = "segment, offset") -> Iterator[Row]:
-        """Every object, as of now, by place or in another order. It reads through a connection of its own."""
-        sql = "SELECT digest, kind, segment, offset, stored, raw, codec, crc, seen FROM objects "
-        for row in self._stream(sql + f"ORDER BY {order}"):
+    def object_rows(self, segments: Collection[int] | None = None) -> Iterator[Row]:
+        """Every object (of some segment rows), as of now, by place. It reads through a connection of its own."""
+        sql = f"SELECT digest, kind, segment, offset, stored, raw, codec, crc, seen FROM objects {_only(segments)}"  # noqa: S608
+        for row in self._stream(sql + " ORDER BY segment, offset"):
             where = self._checked(row[0], row[1], (*row[2:7], ZERO_DIGEST), row[7])
             if not isinstance(row[8], int):
                 raise IndexUnusableError(f"the row of {row[0].hex()} is damaged")
             yield Row(row[0], where, row[8])
+
+    def bases(self, outside: Collection[int]) -> set[bytes]:
+        """The bases of all differences that are not in these segment rows."""
+        sql = f"SELECT DISTINCT base FROM chunks {_only(outside, 'NOT IN')} AND base != zeroblob(32)"  # noqa: S608
+        return {base for (base,) in self._stream(sql)}
 
     def _stream(self, sql: str) -> Iterator[Any]:
         try:
@@ -418,6 +423,10 @@ class Index:
 
 def _now() -> int:
     return time.time_ns() // 1000
+
+
+def _only(segments: Collection[int] | None, how: str = "IN") -> str:
+    return "WHERE 1" if segments is None else f"WHERE segment {how} ({','.join(str(int(row)) for row in segments)})"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -118,6 +118,10 @@ class Store:
         """What the index knew and the segments no longer hold."""
         return self.keeper.using(Index.lost)
 
+    def forgive(self, needed: Callable[[bytes], bool]) -> None:
+        """Strikes what nobody needs from the list of what is lost."""
+        self.keeper.using(lambda index: index.forgive(needed))
+
     def read(self, where: Location, digest: bytes) -> Record:
         """Reads and checks the record at a location.
 

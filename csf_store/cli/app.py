@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "cat": ("getting", "Write a blob to standard output."),
     "verify": ("checking", "Read everything again and name what is damaged."),
     "rm": ("putting", "Unpin: let an object go."),
+    "gc": ("upkeep", "Collect garbage: free the space of what nothing leads to."),
     "log": ("auditing", "Show the ledger, and prove what it says."),
 }
 
@@ -60,6 +61,7 @@ def main(context: click.Context, archive: Path | None) -> None:
     Exit codes:
       0 done          1 verification found damage   2 wrong usage
       5 not found     6 corrupt data                7 input refused
-      8 conflict      9 storage trouble             130 interrupted
+      8 conflict      9 storage trouble             10 refused
+      130 interrupted
     """  # noqa: D301 - \b is for click
     context.obj = Session(archive, "csf")

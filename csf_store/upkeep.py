@@ -1,0 +1,67 @@
+"""A third of an archive: what keeps it healthy. Collecting garbage, repairing, parity, statistics.
+
+``Archive`` is this, ``Reading`` and the writing half in one object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+from csf_store.digest import Digest
+from csf_store.durable import FileSystem
+from csf_store.finishing import collected_segments, finish_abandoned
+from csf_store.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
+from csf_store.keeping import Waiting
+from csf_store.ledger import Ledger
+from csf_store.reading import Reading
+from csf_store.store import Store
+
+
+class Upkeep(Reading):
+    """The upkeep of an archive."""
+
+    ledger: Ledger
+
+    def collect(
+        self,
+        *,
+        grace: float = GRACE,
+        threshold: float = THRESHOLD,
+        dry_run: bool = False,
+        wait: float = WAIT,
+        accepted: Collection[Digest] = (),
+        progress: Progress | None = None,
+        waiting: Waiting | None = None,
+    ) -> CollectReport:
+        """Takes away what no pin, no ref and no recent put leads to. Others may put and get meanwhile.
+
+        Args:
+            grace: seconds for which an object is kept after it was put, and a segment left alone after it was written.
+            threshold: share of dead bytes above which a segment is rewritten; 0 for any garbage at all.
+            dry_run: look and report, change nothing.
+            wait: seconds to wait for another collection, and for the puts that are running at the end.
+            accepted: objects and chunks that are lost for good; they need not be found.
+            progress: called with what is being done, how much was done, and how much there is (0 if not known).
+            waiting: called with the seconds waited for others so far.
+
+        Raises:
+            RefusedError: if something needed is missing or damaged, so that what it leads to is not known.
+            CorruptError: if something to keep is damaged, or the ledger was altered.
+            ConflictError: if others were in the way for longer than ``wait``.
+        """
+        options = Options(grace, threshold, dry_run, wait, accepted)
+        collect = Collect(self._store, self._retrieve, self.ledger, options, progress=progress, waiting=waiting)
+        return collect.run()
+
+
+def open_store(fs: FileSystem, path: Path, archive_id: bytes, seal_at: int, ledger: Ledger) -> Store:
+    """Opens the store of an archive, and finishes what somebody who died was taking away."""
+    store = Store(fs, path, archive_id, seal_at=seal_at, collected=partial(collected_segments, ledger))
+    try:
+        finish_abandoned(store, ledger)
+    except BaseException:
+        store.close()
+        raise
+    return store
