@@ -18,10 +18,14 @@ _NONE = "-"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are aligned to the right."""
+    """A Markdown table; the first column is text, the others are aligned to the right. Messages are made to fit."""
     rule = "|".join(["---"] + ["--:"] * (len(heads) - 1))
-    lines = [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(cells)} |" for cells in rows)]
+    lines = [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(map(_cell, cells))} |" for cells in rows)]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
 
 
 def _ratio(value: float | None) -> str:
