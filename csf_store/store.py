@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from csf_store.digest import Buffer, Digest
-from csf_store.durable import FileStat, FileSystem
+from csf_store.durable import FileStat, FileSystem, storage_errors
 from csf_store.errors import CorruptError, CsfError, StorageError
 from csf_store.framing import RECORD_HEADER_SIZE, SEAL_AT, SEGMENT_HEADER_SIZE, FooterEntry, RecordHeader, RecordType
 from csf_store.index import Index, Location, Lost, SegmentState
@@ -165,8 +165,10 @@ class Store:
             self._forget_rows()
 
     def _forget_rows(self) -> None:
-        self._names = {state.id: state for state in self.segments().values()}
+        if self._epoch != self.keeper.epoch:
+            self._readers.clear()  # the same number may mean another segment now
         self._epoch = self.keeper.epoch
+        self._names = {state.id: state for state in self.segments().values()}
         for row in [row for row in self._readers if row not in self._names]:
             del self._readers[row]
 
@@ -180,7 +182,6 @@ class Store:
 
     def _mind_epoch(self) -> None:
         if self._epoch != self.keeper.epoch:
-            self._readers.clear()
             self._forget_rows()
 
     def _reader(self, where: Location) -> SegmentReader:
@@ -309,14 +310,20 @@ class Store:
             writer = SegmentWriter.resume(self.fs, path)
             if writer is None:
                 continue
-            if self._whole(path, writer.length):
+            whole = False
+            try:
+                whole = self._whole(path, writer.length)
+            finally:
+                if not whole:
+                    writer.close()  # and with it the lock
+            if whole:
                 return writer
-            writer.close()
         return None
 
     def _whole(self, path: Path, length: int) -> bool:
         """Whether the index accounts for every byte, now that nobody else writes."""
-        found = self.fs.scan(self.directory).get(path.name)
+        with storage_errors(self.directory):
+            found = self.fs.scan(self.directory).get(path.name)
         state = self.segments().get(path.name)
         if found is None or state is None:
             return False  # taken away between our look and our lock
