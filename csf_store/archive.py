@@ -35,7 +35,12 @@ class Archive(Upkeep):
         self.path = path
         self.id = archive_id
         self.ledger = Ledger(fs, path, archive_id)
-        super().__init__(fs, open_store(fs, path, archive_id, seal_at, self.ledger), Pipeline())
+        try:
+            store = open_store(fs, path, archive_id, seal_at, self.ledger)
+        except BaseException:
+            self.ledger.close()
+            raise
+        super().__init__(fs, store, Pipeline())
         self._ingest = Ingest(self._store, self._retrieve, self._pipeline)
 
     @classmethod
@@ -76,9 +81,13 @@ class Archive(Upkeep):
         return cls(path, read_marker(fs, path), fs, SEAL_AT)._begun(create=True)
 
     def _begun(self, *, create: bool) -> Archive:
-        if create and self.ledger.size == 0:
-            with self.ledger.locked():
-                pass  # taking the lock of an empty ledger writes its first line
+        try:
+            if create and self.ledger.size == 0:
+                with self.ledger.locked():
+                    pass  # taking the lock of an empty ledger writes its first line
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __enter__(self) -> Archive:
@@ -89,9 +98,10 @@ class Archive(Upkeep):
 
     def close(self) -> None:
         """Lets go of files, locks and threads."""
-        self._pipeline.close()
-        self._store.close()
-        self.ledger.close()
+        with contextlib.ExitStack() as all_of_them:  # whatever the others say
+            all_of_them.callback(self.ledger.close)
+            all_of_them.callback(self._store.close)
+            all_of_them.callback(self._pipeline.close)
 
     def keeping(self) -> contextlib.AbstractContextManager[None]:
         """A block during which nothing is collected: what was found or put in it can be pinned in it.

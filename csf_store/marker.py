@@ -19,6 +19,7 @@ from csf_store.durable import FileSystem, read_exact, storage_errors, write_new
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import FORMAT_VERSION, ID_SIZE
 from csf_store.index_keeper import SEGMENTS
+from csf_store.ledger_view import LEDGER
 
 MARKER: Final = "csf.json"
 _MARKER_LIMIT: Final = 4096
@@ -78,6 +79,8 @@ def read_marker(fs: FileSystem, path: Path) -> bytes:
             data = read_exact(fs, fd, _MARKER_LIMIT, 0)
         finally:
             fs.close(fd)
+        if not (path / LEDGER).exists():
+            fs.fsync_directory(path)  # its maker may have died before the name was durable; the first line comes later
     try:
         document = json.loads(data)
         if document["format"] != "csf" or type(document["version"]) is not int:
@@ -85,7 +88,7 @@ def read_marker(fs: FileSystem, path: Path) -> bytes:
         archive = bytes.fromhex(document["archive"])
         if len(archive) != ID_SIZE:
             raise ValueError(f"its archive id has {len(archive)} bytes")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(
             f"{marker}: {error}; every segment header holds the archive id to restore it from"
         ) from error

@@ -126,7 +126,9 @@ class SegmentReader:
         if not sealed:
             return
         try:
-            if read_footer(self._fs, self._fd, self._id, size) is None:
+            with storage_errors(self.path):
+                footer = read_footer(self._fs, self._fd, self._id, size)
+            if footer is None:
                 raise FramingError("the trailer of a sealed segment is damaged")
         except FramingError as error:
             raise damage(self.path, size - TRAILER_SIZE, str(error)) from error
@@ -272,7 +274,9 @@ class SegmentWriter:
         offset = SEGMENT_HEADER_SIZE
         while offset < self.length:
             try:
-                head = unpack_record_header(self._id, read_exact(self._fs, self._fd, RECORD_HEADER_SIZE, offset))
+                with storage_errors(self.path):
+                    data = read_exact(self._fs, self._fd, RECORD_HEADER_SIZE, offset)
+                head = unpack_record_header(self._id, data)
             except FramingError as error:
                 raise damage(self.path, offset, str(error)) from error
             table += pack_footer_entry(
