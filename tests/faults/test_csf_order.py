@@ -77,7 +77,7 @@ def test_the_first_ledger_line_makes_its_name_durable(tmp_path: Path, diary: Dia
     with Archive.open(tmp_path / "archive", create=True, fs=diary):
         assert _story(diary).endswith("write ledger.jsonl sync ledger.jsonl sync archive/")
         marker = [note for note in diary.notes if "csf.json" in note or note == "sync archive/"]
-        assert [note.split()[0] for note in marker] == ["sync", "write", "sync", "sync", "sync"]
+        assert [note.split()[0] for note in marker] == ["sync", "write", "sync", "sync", "sync", "sync"]
 
 
 def test_a_sealed_segment_is_durable_before_the_index_hears_of_it(tmp_path: Path, diary: Diary) -> None:
