@@ -7,6 +7,7 @@ stateless and called from many threads at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from csf_store.digest import Buffer
@@ -28,6 +29,18 @@ class Hint(NamedTuple):
     base: Buffer | None = None
 
 
+class Plan(NamedTuple):
+    """What a codec would make of a chunk.
+
+    Attributes:
+        size: about how many bytes.
+        encode: makes them.
+    """
+
+    size: float
+    encode: Callable[[], Buffer]
+
+
 class Codec(Protocol):
     """One way to hold bytes. ``number`` is stored in every record; 0-63 are this project's."""
 
@@ -43,6 +56,10 @@ class Codec(Protocol):
 
     def accepts(self, raw: Buffer, hint: Hint) -> bool:
         """Whether it makes sense to try this codec on these bytes."""
+        ...
+
+    def plan(self, raw: Buffer, hint: Hint) -> Plan:
+        """What to expect of ``encode``, from a sample, in a small part of its time."""
         ...
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:

@@ -14,7 +14,7 @@ Stored form, for ``n`` values of ``width`` bytes (little-endian) and ``tail`` by
     4   2  number of groups, u16
     6   2  zero
     8   8  each group, ascending: exponent, u16; 1 if it begins a segment, else 0, u16; number of values, u32
-    .   .  each segment: width planes of its differences, from the highest byte down (see byte_plane)
+    .   .  each segment: width planes of its differences, from the lowest byte up (see byte_plane)
     .   .  tail, as it is
 
 A value is shifted right by ``shift``, its sign with it; a negative one then gets all its bits but the sign flipped. The
@@ -27,13 +27,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from csf_store.codecs.base import CodecError, Hint
-from csf_store.codecs.byte_plane import BLOCK, PlaneReader, write_plane
+from csf_store.codecs.base import CodecError, Hint, Plan
+from csf_store.codecs.byte_plane import PlaneReader, write_plane
+from csf_store.codecs.plane_choice import Choice, Form, sample_of
 from csf_store.codecs.planes import UNSIGNED, WIDTHS
 from csf_store.digest import Buffer
 
@@ -42,6 +45,8 @@ _GROUP: Final = struct.Struct("<HHI")
 _SEGMENT: Final = 4096
 """Values a segment has at least, where there are so many: below that, its heads outweigh what they say."""
 _MAX_EXPONENT: Final = 11
+BLOCK: Final = 1 << 16
+"""Values that are sorted at a time: they, their keys and their places stay in a core's own cache."""
 
 _Values: TypeAlias = np.ndarray[Any, Any]
 """Signed or unsigned integers of the width of a value."""
@@ -142,7 +147,11 @@ def _unzigzag(numbers: _Values) -> _Values:
 
 def _spare_bits(values: _Values, base: _Values) -> int:
     """How many low bits are zero in all of both: what is left where a wide float holds numbers of a narrow one."""
-    used = int(np.bitwise_or.reduce(values) | np.bitwise_or.reduce(base)) if len(values) else 0
+    used = 0
+    for each in (sample_of(values), sample_of(base), values, base):  # the samples first: they nearly always settle it
+        used |= int(np.bitwise_or.reduce(each))
+        if used & 1:
+            return 0
     return (used & -used).bit_length() - 1 if used else 0
 
 
@@ -181,6 +190,15 @@ class DeltaCodec:
         width = WIDTHS.get(hint.dtype, 0)
         return width > 0 and hint.base is not None and len(hint.base) == len(raw) >= 64 * width
 
+    def plan(self, raw: Buffer, hint: Hint) -> Plan:
+        """By encoding a sample: the same places of both."""
+        dtype = UNSIGNED[WIDTHS.get(hint.dtype, 1)]
+        whole = len(raw) // dtype.itemsize
+        sample = sample_of(np.frombuffer(raw, dtype, whole))
+        base = sample_of(np.frombuffer(hint.base or b"", dtype, whole))
+        size = len(self.encode(sample.data, hint._replace(base=base.data))) * len(raw) / sample.nbytes
+        return Plan(size, partial(self.encode, raw, hint))
+
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:
         """Sorts, takes differences, and writes the planes of each segment."""
         width = WIDTHS.get(hint.dtype, 1)
@@ -191,19 +209,18 @@ class DeltaCodec:
         values = np.frombuffer(raw, UNSIGNED[width], count)
         base = np.frombuffer(hint.base, UNSIGNED[width], count)
         layout = layout._replace(shift=_spare_bits(values, base))
+        moved = np.empty(count, values.dtype)
         pieces: dict[int, list[_Values]] = {}
         for start in range(0, count, BLOCK):
             theirs = base[start : start + BLOCK]
             steps = _ordered(values[start : start + BLOCK], layout)
             np.subtract(steps, _ordered(theirs, layout), out=steps)
-            _gather(_zigzag(steps), theirs, layout, pieces)
+            _gather(_zigzag(steps), theirs, layout, moved[start : start + BLOCK], pieces)
         groups = _segments({exponent: sum(map(len, parts)) for exponent, parts in pieces.items()})
         stored: list[Buffer] = [_HEAD.pack(*layout, len(groups), 0)]
         stored += [_GROUP.pack(*group) for group in groups]
         for run in _runs(groups):
-            numbers = np.concatenate([piece for group in run for piece in pieces[group.exponent]])
-            for rank in range(width - 1, -1, -1):
-                stored += write_plane(np.right_shift(numbers, 8 * rank).astype(np.uint8))
+            stored += _write_numbers(np.concatenate([piece for group in run for piece in pieces[group.exponent]]))
         return b"".join([*stored, memoryview(raw)[count * width :]])
 
     def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:
@@ -229,17 +246,31 @@ class DeltaCodec:
         out[count * width :] = view[end:]
 
 
-def _gather(numbers: _Values, base: _Values, layout: _Layout, pieces: dict[int, list[_Values]]) -> None:
-    """Puts a block's numbers to those of their groups."""
+def _gather(numbers: _Values, base: _Values, layout: _Layout, moved: _Values, pieces: dict[int, list[_Values]]) -> None:
+    """Puts a block's numbers in order, into ``moved``, and notes which are those of each group."""
     if not layout.exponent:
-        pieces.setdefault(0, []).append(numbers)
+        np.copyto(moved, numbers)
+        pieces.setdefault(0, []).append(moved)
         return
     order = _sort(base, layout)
-    moved = np.take(numbers, order.places, mode="clip")
-    for index in range(len(order.bounds) - 1):
-        piece = moved[order.bounds[index] : order.bounds[index + 1]]
-        if len(piece):
-            pieces.setdefault(order.first + index, []).append(piece)
+    np.take(numbers, order.places, out=moved, mode="clip")
+    for index, (first, last) in enumerate(pairwise(order.bounds), order.first):
+        if first < last:
+            pieces.setdefault(index, []).append(moved[first:last])
+
+
+def _write_numbers(numbers: _Values) -> list[Buffer]:
+    """The planes of a segment."""
+    largest = int(numbers.max())
+    parts: list[Buffer] = []
+    plane = np.empty(len(numbers), np.uint8)
+    for rank in range(numbers.itemsize):
+        if largest >> 8 * rank:
+            np.copyto(plane, np.right_shift(numbers, 8 * rank) if rank else numbers, casting="unsafe")
+            parts += [bytes(part) for part in write_plane(plane)]  # the room is used again
+        else:
+            parts += write_plane(plane, Choice(Form.CONSTANT, 0))
+    return parts
 
 
 def _read_groups(view: memoryview, number: int, count: int, bits: int) -> list[_Group]:
@@ -266,7 +297,7 @@ def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: _Layo
         size = sum(group.size for group in run)
         planes: list[PlaneReader] = []
         for _ in range(layout.width):
-            planes.append(PlaneReader(view, at, size))
+            planes.append(PlaneReader(view, at, size, BLOCK))
             at = planes[-1].end
         _join_planes(planes, numbers[start : start + size])
         start += size
@@ -274,14 +305,16 @@ def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: _Layo
 
 
 def _join_planes(planes: list[PlaneReader], numbers: _Values) -> None:
-    while len(planes) > 1 and planes[0].constant == 0:
-        planes = planes[1:]
+    widened = np.empty(min(BLOCK, len(numbers)), numbers.dtype)
     for start in range(0, len(numbers), BLOCK):
         block = numbers[start : start + BLOCK]
+        room = widened[: len(block)]
         np.copyto(block, planes[0].next(len(block)))
-        for plane in planes[1:]:
-            np.left_shift(block, 8, out=block)
-            np.bitwise_or(block, plane.next(len(block)), out=block)
+        for rank, plane in enumerate(planes[1:], 1):
+            if plane.constant != 0:
+                np.copyto(room, plane.next(len(block)))
+                np.left_shift(room, 8 * rank, out=room)
+                np.bitwise_or(block, room, out=block)
 
 
 def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout, values: _Values) -> None:
@@ -293,14 +326,15 @@ def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout,
         cursors[group.exponent] = at
         at += group.size
         ends[group.exponent] = at
-    placed = np.empty(min(BLOCK, len(values)), numbers.dtype)
+    ordered, placed = (np.empty(min(BLOCK, len(values)), numbers.dtype) for _ in range(2))
     for start in range(0, len(values), BLOCK):
         theirs = base[start : start + BLOCK]
+        here = numbers[start : start + BLOCK]
         if layout.exponent:
+            order = _sort(theirs, layout)
+            _collect(numbers, order, cursors, ends, ordered)
             here = placed[: len(theirs)]
-            _place(numbers, _sort(theirs, layout), cursors, ends, here)
-        else:
-            here = numbers[start : start + BLOCK]
+            here[order.places] = ordered[: len(theirs)]
         steps = _unzigzag(here)
         np.add(steps, _ordered(theirs, layout), out=steps)
         if layout.exponent:
@@ -308,15 +342,14 @@ def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout,
         np.left_shift(steps, layout.shift, out=values[start : start + BLOCK].view(steps.dtype))
 
 
-def _place(numbers: _Values, order: _Sorted, cursors: dict[int, int], ends: dict[int, int], out: _Values) -> None:
-    for index in range(len(order.bounds) - 1):
-        first, last = order.bounds[index], order.bounds[index + 1]
+def _collect(numbers: _Values, order: _Sorted, cursors: dict[int, int], ends: dict[int, int], out: _Values) -> None:
+    """The numbers of a block, in its order, from the groups they are stored in."""
+    for exponent, (first, last) in enumerate(pairwise(order.bounds), order.first):
         if first == last:
             continue
-        exponent = order.first + index
         start = cursors.get(exponent, 0)
         end = start + last - first
         if end > ends.get(exponent, -1):
             raise CodecError(f"delta: the base has more values of exponent {exponent} than are stored")
-        out[order.places[first:last]] = numbers[start:end]
+        out[first:last] = numbers[start:end]
         cursors[exponent] = end

@@ -4,8 +4,7 @@ A Huffman code spends at least one bit on a symbol, and a decoder's time goes by
 and most differences are 0, 1 or 2: with two, four or eight of them packed into one byte, a byte is one symbol, so the
 bound drops to a half, a quarter or an eighth of a bit, and there are as many times fewer symbols.
 
-A field holds ``value - low`` where that is less than its largest number, which stands for "some other value": those
-follow apart, in order. The first value lies in the lowest bits of its byte.
+The first number lies in the lowest bits of its byte.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ _WIDTHS: Final = {
     2: _Width(np.dtype("<u4"), ((6, 0x03030303), (12, 0x000F000F))),
     1: _Width(np.dtype("<u8"), ((7, 0x0101010101010101), (14, 0x0003000300030003), (28, 0x0000000F0000000F))),
 }
-FIELD_BITS: Final = tuple(_WIDTHS)
+FIELD_BITS: Final = (0, 1, 2, 4)
+"""What fields may have. Of no bits: all are zero, and only what is exceptional is stored."""
 
 
 def packed_size(count: int, bits: int) -> int:

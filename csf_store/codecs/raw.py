@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from csf_store.codecs.base import CodecError, Hint
+from functools import partial
+
+from csf_store.codecs.base import CodecError, Hint, Plan
 from csf_store.digest import Buffer
 
 
@@ -15,6 +17,10 @@ class RawCodec:
     def accepts(self, raw: Buffer, hint: Hint) -> bool:  # noqa: ARG002 - the protocol
         """Always possible."""
         return True
+
+    def plan(self, raw: Buffer, hint: Hint) -> Plan:
+        """Nothing to find out."""
+        return Plan(len(raw), partial(self.encode, raw, hint))
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:  # noqa: ARG002 - the protocol
         """Returns ``raw``."""

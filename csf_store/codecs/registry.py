@@ -1,8 +1,9 @@
 """The table of codecs, and the choice of one for a chunk.
 
-Reading looks a number up. Writing asks each codec that accepts the bytes to encode a sample and takes the one that did
-best, because trying all of them on everything would cost more than the encoding itself. A codec that saves less than
-two percent is not worth the time it costs every reader, and raw is taken instead.
+Reading looks a number up. Writing asks each codec that accepts the bytes for a plan and takes the one that promises
+most: each looks at a sample in its own way, because trying all of them on everything would cost more than the encoding
+itself. A codec that saves less than two percent is not worth the time it costs every reader, and raw is taken
+instead.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from functools import cache
 from importlib import import_module
 from typing import Final, NamedTuple
 
-from csf_store.codecs.base import Codec, CodecError, Hint
+from csf_store.codecs.base import Codec, CodecError, Hint, Plan
 from csf_store.digest import Buffer
 
-_SAMPLE: Final = 32 << 10
-_SAMPLES: Final = 3
 _WORTH: Final = 0.98
 
 _RAW: Final = 0
@@ -62,28 +61,19 @@ def needs_base(number: int) -> bool:
     return _TABLE[number].needs_base
 
 
-def _sample(raw: Buffer) -> memoryview:
-    view = memoryview(raw)
-    if len(view) <= _SAMPLE * _SAMPLES:
-        return view
-    stride = (len(view) // _SAMPLES) & ~7
-    return memoryview(b"".join(view[stride * index : stride * index + _SAMPLE] for index in range(_SAMPLES)))
-
-
-def choose(raw: Buffer, hint: Hint) -> Codec:
-    """The codec to use, by what it makes of a sample. Ties go to the lower number, so the choice is repeatable."""
-    numbers = [number for number, entry in _TABLE.items() if number and (hint.dtype or not entry.tensors_only)]
-    candidates = [each for each in map(codec, numbers) if each.accepts(raw, hint)]
-    sample = _sample(raw)
-    if hint.base is not None:
-        hint = hint._replace(base=_sample(hint.base))  # the same places, as the lengths are the same
-    sizes = {each.number: len(each.encode(sample, hint)) for each in candidates}
-    best = min(sizes, key=lambda number: (sizes[number], number), default=_RAW)
-    return codec(_RAW) if best == _RAW or sizes[best] > _WORTH * len(sample) else codec(best)
+def plan(raw: Buffer, hint: Hint) -> tuple[int, Plan]:
+    """The codec to use and its plan, by what each expects. Ties go to the lower number, so the choice is repeatable."""
+    numbers = [number for number, entry in _TABLE.items() if hint.dtype or not entry.tensors_only]
+    if hint.base is None:
+        numbers = [number for number in numbers if not needs_base(number)]
+    plans = {each.number: each.plan(raw, hint) for each in map(codec, numbers) if each.accepts(raw, hint)}
+    best = min(plans, key=lambda number: (plans[number].size, number))
+    best = best if plans[best].size <= _WORTH * len(raw) else _RAW
+    return best, plans[best]
 
 
 def encode(raw: Buffer, hint: Hint) -> tuple[int, Buffer]:
     """Encodes with the chosen codec, or raw where that is no smaller; returns codec number and bytes."""
-    chosen = choose(raw, hint)
-    stored = chosen.encode(raw, hint)
-    return (chosen.number, stored) if len(stored) < len(raw) else (_RAW, raw)
+    number, planned = plan(raw, hint)
+    stored = planned.encode()
+    return (number, stored) if len(stored) < len(raw) else (_RAW, raw)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import threading
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import zstandard
 
-from csf_store.codecs.base import CodecError, Hint
+from csf_store.codecs.base import CodecError, Hint, Plan
 from csf_store.digest import Buffer
 
 LEVEL: Final = 3
+_REPEATS: Final = 0.9
+_PIECE: Final = 32 << 10
+_PIECES: Final = 3
 
 
 class Effort(Enum):
@@ -25,11 +29,13 @@ class Effort(Enum):
 
     MATCHES = "level 3"
     HUFFMAN = "Huffman only: the matcher finds nothing in noise, and costs most of the time"
+    PROBE = "matches only, and fast: whether level 3 would find any"
 
 
 def _parameters(effort: Effort) -> zstandard.ZstdCompressionParameters:
-    if effort == Effort.MATCHES:
-        return zstandard.ZstdCompressionParameters.from_level(LEVEL, write_content_size=True, write_checksum=False)
+    if effort != Effort.HUFFMAN:
+        level = LEVEL if effort == Effort.MATCHES else -1
+        return zstandard.ZstdCompressionParameters.from_level(level, write_content_size=True, write_checksum=False)
     return zstandard.ZstdCompressionParameters(
         strategy=zstandard.STRATEGY_FAST,
         window_log=17,
@@ -86,6 +92,17 @@ class ZstdCodec:
     def accepts(self, raw: Buffer, hint: Hint) -> bool:  # noqa: ARG002 - the protocol
         """Anything that is long enough for a frame header to pay."""
         return len(raw) >= 32
+
+    def plan(self, raw: Buffer, hint: Hint) -> Plan:
+        """By a few stretches. Of a tensor without repetition planes makes as little, so that is not looked into."""
+        view = memoryview(raw)
+        stride = max(len(view) // _PIECES, _PIECE)
+        pieces = [view[start : start + _PIECE] for start in range(0, len(view), stride)]
+        size: float = len(view)
+        if not hint.dtype or any(len(compress_frame(piece, Effort.PROBE)) < _REPEATS * len(piece) for piece in pieces):
+            stored = sum(len(compress_frame(piece, Effort.MATCHES)) for piece in pieces)
+            size = stored * len(view) / max(1, sum(map(len, pieces)))
+        return Plan(size, partial(self.encode, raw, hint))
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:  # noqa: ARG002 - the protocol
         """One zstd frame."""

@@ -65,7 +65,7 @@ def test_tables_have_no_holes_and_the_sizes_of_the_code() -> None:
             at += int(size) if size.isdigit() else 0
         ends.append(at)
     older = struct.calcsize(">4sBBHI")
-    assert ends == [SEGMENT_HEADER_SIZE, RECORD_HEADER_SIZE, FOOTER_ENTRY_SIZE, TRAILER_SIZE, 24, 8, 8, 4, 8, older]
+    assert ends == [SEGMENT_HEADER_SIZE, RECORD_HEADER_SIZE, FOOTER_ENTRY_SIZE, TRAILER_SIZE, 24, 8, 12, 4, 8, older]
 
 
 def test_magics_and_codecs_are_those_of_the_text() -> None:
