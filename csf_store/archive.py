@@ -299,7 +299,7 @@ class Archive(Upkeep):
             NotFoundError: if it is not pinned.
         """
         with self.ledger.locked() as transaction:
-            if not transaction.pins(digest):
+            if not transaction.has_pin(digest):
                 raise NotFoundError(f"{digest} is not pinned; csf ls shows what is")
             transaction.append("unpin", digest=str(digest))
 

@@ -137,6 +137,10 @@ class LedgerTransaction:
         """All moves of one ref, drafts included."""
         return self._ledger.ref(name)
 
-    def pins(self, digest: Digest | None = None) -> tuple[Pin, ...]:
-        """What is pinned, or the pins of one digest, drafts included."""
-        return self._ledger.pins(digest)
+    def pins(self) -> tuple[Pin, ...]:
+        """What is pinned, drafts included."""
+        return self._ledger.pins()
+
+    def has_pin(self, digest: Digest) -> bool:
+        """Whether a digest is pinned, whatever as, drafts included."""
+        return self._ledger.has_pin(digest)

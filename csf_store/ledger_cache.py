@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -38,7 +38,7 @@ _SCHEMA: Final = """
 CREATE TABLE head(
   id INTEGER PRIMARY KEY CHECK(id=1), size INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
   leaf BLOB NOT NULL, time TEXT NOT NULL, subtrees BLOB NOT NULL, mtime INTEGER NOT NULL, pins INTEGER NOT NULL,
-  pins_sum INTEGER NOT NULL, moves INTEGER NOT NULL, moves_sum INTEGER NOT NULL, checksum INTEGER NOT NULL);
+  pins_sum INTEGER NOT NULL, refs INTEGER NOT NULL, refs_sum INTEGER NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE lines(seq INTEGER PRIMARY KEY, start INTEGER NOT NULL, leaf BLOB NOT NULL);
 CREATE TABLE nodes(level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY(level, position)) WITHOUT ROWID;
 CREATE TABLE pins(
@@ -49,27 +49,32 @@ CREATE TABLE moves(
   seq INTEGER PRIMARY KEY, ref TEXT NOT NULL, time TEXT NOT NULL, target BLOB, fields TEXT NOT NULL,
   checksum INTEGER NOT NULL);
 CREATE INDEX moves_of ON moves(ref, seq);
-CREATE TABLE lost(size INTEGER, root BLOB, checksum INTEGER NOT NULL, PRIMARY KEY(size, root)) WITHOUT ROWID
+CREATE TABLE refs(
+  ref TEXT PRIMARY KEY, moves INTEGER NOT NULL, moves_sum INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE lost(
+  size INTEGER, leaf BLOB, root BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY(size, leaf)) WITHOUT ROWID
 """
 _PIN: Final = "SELECT seq, digest, kind, name, time, checksum FROM pins"
+_REF: Final = "SELECT ref, moves, moves_sum, checksum FROM refs"
 _MOVE: Final = "SELECT seq, ref, time, target, fields, checksum FROM moves"
 _Row: TypeAlias = tuple[int | str | bytes | None, ...]
 
 
 class Lost(NamedTuple):
-    """A ledger that there once was: how many lines, and the root over them."""
+    """A ledger that there once was: how many lines, the leaf of the last, which pins all before it, and the root."""
 
     size: int
+    leaf: bytes
     root: bytes
 
 
 class _Totals(NamedTuple):
-    """Count and sum of checksums of all pins and all moves."""
+    """Count and sum of checksums of all pins and all refs."""
 
     pins: int = 0
     pins_sum: int = 0
-    moves: int = 0
-    moves_sum: int = 0
+    refs: int = 0
+    refs_sum: int = 0
 
 
 class LedgerCache:
@@ -131,7 +136,7 @@ class LedgerCache:
     def _stored(self) -> tuple[LedgerHead, int, _Totals]:
         with translated():
             row = self._db.execute(
-                "SELECT size, start, end, leaf, time, subtrees, mtime, pins, pins_sum, moves, moves_sum, checksum "
+                "SELECT size, start, end, leaf, time, subtrees, mtime, pins, pins_sum, refs, refs_sum, checksum "
                 "FROM head"
             ).fetchone()
         if row is None:
@@ -185,7 +190,7 @@ class LedgerCache:
     def clear(self) -> None:
         """Within a change: forgets everything but what was lost."""
         with translated():
-            for table in ("lines", "nodes", "pins", "moves"):
+            for table in ("lines", "nodes", "pins", "moves", "refs"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
         self._working = EMPTY_HEAD, _Totals()
 
@@ -199,11 +204,6 @@ class LedgerCache:
                 self._db.execute(f"DELETE FROM {table} WHERE seq >= ?", (head.size,))  # noqa: S608
         totals = self._unpin(batch.state.cleared, totals)
         pins = [(pin.seq, bytes(pin.digest), pin.kind, pin.name, pin.time) for pin in batch.state.pinned()]
-        moves = [
-            (move.seq, ref, move.time, bytes(move.target) if move.target else None, json.dumps(move.fields))
-            for ref, history in batch.state.refs.items()
-            for move in history
-        ]
         with translated():
             self._db.executemany("INSERT INTO lines VALUES (?,?,?)", batch.lines)
             self._db.executemany("INSERT OR REPLACE INTO nodes VALUES (?,?,?)", batch.nodes)
@@ -212,20 +212,27 @@ class LedgerCache:
                 "WHERE NOT EXISTS (SELECT 1 FROM pins WHERE digest=?2 AND kind=?3 AND name IS ?4)",
                 [(*row, self._checksum("pin", *row)) for row in pins],
             )
-            self._db.executemany(
-                "INSERT INTO moves VALUES (?,?,?,?,?,?)", [(*row, self._checksum("move", *row)) for row in moves]
-            )
-            new_pins = self._db.execute("SELECT checksum FROM pins WHERE seq >= ?", (head.size,)).fetchall()
-            new_moves = self._db.execute("SELECT checksum FROM moves WHERE seq >= ?", (head.size,)).fetchall()
-        self._working = (
-            batch.head,
-            _Totals(
-                totals.pins + len(new_pins),
-                _sum(new_pins, totals.pins_sum),
-                totals.moves + len(new_moves),
-                _sum(new_moves, totals.moves_sum),
-            ),
-        )
+            rows = self._db.execute("SELECT checksum FROM pins WHERE seq >= ?", (head.size,)).fetchall()
+        totals = totals._replace(pins=totals.pins + len(rows), pins_sum=_sum(rows, totals.pins_sum))
+        for ref, moves in batch.state.refs.items():
+            totals = self._move(ref, moves, totals)
+        self._working = batch.head, totals
+
+    def _move(self, ref: str, moves: Sequence[RefMove], totals: _Totals) -> _Totals:
+        rows = []
+        for move in moves:
+            target = bytes(move.target) if move.target else None
+            row = (move.seq, ref, move.time, target, json.dumps(move.fields))
+            rows.append((*row, self._checksum("move", *row)))
+        with translated():
+            self._db.executemany("INSERT INTO moves VALUES (?,?,?,?,?,?)", rows)
+            old = self._db.execute(f"{_REF} WHERE ref=?", (ref,)).fetchone()
+            count, total = old[1:3] if old else (0, 0)
+            new = (ref, count + len(rows), _sum(rows, total))
+            new = (*new, self._checksum("ref", *new))
+            self._db.execute("INSERT OR REPLACE INTO refs VALUES (?,?,?,?)", new)
+        changed = [old, new] if old else [new]
+        return totals._replace(refs=totals.refs + (not old), refs_sum=_sum(changed, totals.refs_sum))
 
     def _unpin(self, digests: set[Digest], totals: _Totals) -> _Totals:
         for digest in digests:
@@ -237,10 +244,14 @@ class LedgerCache:
             totals = totals._replace(pins=totals.pins - len(rows), pins_sum=_sum(rows, totals.pins_sum))
         return totals
 
-    def lose(self, lost: Lost) -> None:
-        """Within a change: remembers that the ledger was once longer, or other."""
+    def lose(self, lost: Iterable[Lost]) -> None:
+        """Within a change: remembers what the ledger once was; all of it, what was remembered before is forgotten."""
         with translated():
-            self._db.execute("INSERT OR IGNORE INTO lost VALUES (?,?,?)", (*lost, self._checksum("lost", *lost)))
+            self._db.execute("DELETE FROM lost")
+            self._db.executemany(
+                "INSERT OR REPLACE INTO lost VALUES (?,?,?,?)",
+                [(*each, self._checksum("lost", *each)) for each in lost],
+            )
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -271,7 +282,7 @@ class LedgerCache:
         return self._as_pin(row) if row else None
 
     def pins_of(self, digest: Digest) -> tuple[Pin, ...]:
-        """The pins of one digest."""
+        """The pins of one digest: those that are found, for nothing tells whether they are all."""
         with translated():
             rows = self._db.execute(f"{_PIN} WHERE digest=? ORDER BY seq", (bytes(digest),)).fetchall()
         return tuple(self._as_pin(row) for row in rows)
@@ -287,18 +298,35 @@ class LedgerCache:
     def moves(self) -> dict[str, tuple[RefMove, ...]]:
         """Every ref with all its moves."""
         with self._snapshot() as (_, totals), translated():
+            refs = self._refs(totals)
             rows = self._db.execute(f"{_MOVE} ORDER BY seq").fetchall()
-        found: dict[str, list[RefMove]] = {}
+        found: dict[str, list[tuple[int, str, str, bytes | None, str, int]]] = {}
         for row in rows:
-            found.setdefault(row[1], []).append(self._as_move(row))
-        self._complete("move", rows, totals.moves, totals.moves_sum)
-        return {ref: tuple(moves) for ref, moves in found.items()}
+            found.setdefault(row[1], []).append(row)
+        if found.keys() - refs.keys():
+            raise CacheDamagedError("it holds moves of a ref it does not know")
+        return {ref: self._history(found.get(ref, []), *refs[ref]) for ref in found.keys() | refs.keys()}
 
     def moves_of(self, ref: str) -> tuple[RefMove, ...]:
-        """All moves of one ref."""
-        with translated():
+        """All moves of one ref; it reads the list of refs, which is short, to know that it has all."""
+        with self._snapshot() as (_, totals), translated():
+            refs = self._refs(totals)
             rows = self._db.execute(f"{_MOVE} WHERE ref=? ORDER BY seq", (ref,)).fetchall()
-        return tuple(self._as_move(row) for row in rows)
+        return self._history(rows, *refs.get(ref, (0, 0)))
+
+    def _refs(self, totals: _Totals) -> dict[str, tuple[int, int]]:
+        rows = self._db.execute(_REF).fetchall()
+        for row in rows:
+            self._checked("ref", row)
+        self._complete("ref", rows, totals.refs, totals.refs_sum)
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def _history(
+        self, rows: Sequence[tuple[int, str, str, bytes | None, str, int]], count: int, total: int
+    ) -> tuple[RefMove, ...]:
+        found = tuple(self._as_move(row) for row in rows)
+        self._complete("move", rows, count, total)
+        return found
 
     def _complete(self, what: str, rows: Sequence[_Row], count: int, total: int) -> None:
         if (len(rows), _sum(rows, 0)) != (count, total):
@@ -338,7 +366,7 @@ class LedgerCache:
     def lost(self) -> tuple[Lost, ...]:
         """What the ledger once was and does not lead to any more."""
         with translated():
-            rows = self._db.execute("SELECT size, root, checksum FROM lost ORDER BY size, root").fetchall()
+            rows = self._db.execute("SELECT size, leaf, root, checksum FROM lost ORDER BY size, leaf").fetchall()
         for row in rows:
             self._checked("lost", row)
         return tuple(Lost(*row[:-1]) for row in rows)

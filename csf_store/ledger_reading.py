@@ -83,10 +83,18 @@ class LedgerReading:
         with self._looking() as view:
             return view.ask(lambda cache: cache.moves_of(name))
 
-    def pins(self, digest: Digest | None = None) -> tuple[Pin, ...]:
-        """What is pinned now, in the order of pinning; or the pins of one digest, at no cost for the others."""
+    def pins(self) -> tuple[Pin, ...]:
+        """What is pinned now, in the order of pinning."""
         with self._looking() as view:
-            return view.ask(lambda cache: cache.pins() if digest is None else cache.pins_of(digest))
+            return view.ask(lambda cache: cache.pins())
+
+    def has_pin(self, digest: Digest) -> bool:
+        """Whether a digest is pinned now, whatever as."""
+        with self._looking() as view:
+            # That it finds none may be the cache's fault; all pins together are counted.
+            return bool(view.ask(lambda cache: cache.pins_of(digest))) or any(
+                pin.digest == digest for pin in self.pins()
+            )
 
     def is_pinned(self, digest: Digest, kind: str, name: str | None) -> bool:
         """Whether a digest is pinned now, as that kind and under that name, durably: who hears so need not pin it."""

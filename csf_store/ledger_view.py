@@ -32,7 +32,7 @@ from csf_store.ledger_file import LedgerFile, LedgerLock
 from csf_store.ledger_head import EMPTY_HEAD, LedgerHead, LineBatch
 from csf_store.ledger_line import MAX_LINE, LedgerEntry, is_event, parse_line
 from csf_store.ledger_slot import CacheSlot
-from csf_store.merkle import leaf_hash, root_of
+from csf_store.merkle import leaf_hash
 
 LEDGER: Final = "ledger.jsonl"
 LOCK: Final = "ledger.lock"
@@ -224,8 +224,8 @@ class LedgerView:
             if not fits:
                 cache.clear()
             now = self._absorb(cache, found.size, scrap=fits and head.size > 0)
-            if not fits and self._slot.on_disk and not _leads_to(cache, now, head):
-                cache.lose(Lost(head.size, head.root()))
+            if not fits and self._slot.on_disk:
+                _remember(cache, now, head)
             cache.commit(found.mtime_ns)
         except BaseException:
             cache.rollback()
@@ -363,6 +363,17 @@ class LedgerView:
                 self.settle(touched=True)  # lines were taken back, which changed the file's time
 
 
-def _leads_to(cache: LedgerCache, now: LedgerHead, once: LedgerHead) -> bool:
-    """Whether the ledger as it is now begins with all the lines of what it once was."""
-    return not once.size or (once.size <= now.size and root_of(cache.node, once.size) == once.root())
+def _remember(cache: LedgerCache, now: LedgerHead, once: LedgerHead) -> None:
+    """After the ledger was read as a whole: notes what it once was and does not lead to any more.
+
+    If it leads to all that was lost before, it has been restored, and what it was in between is no loss.
+    """
+
+    def leads_to(lost: Lost) -> bool:
+        return lost.size <= now.size and cache.node(0, lost.size - 1) == lost.leaf
+
+    before = cache.lost()
+    lost = [each for each in before if not leads_to(each)]
+    if (lost or not before) and once.size:
+        lost += [each for each in [Lost(once.size, once.leaf, once.root())] if not leads_to(each)]
+    cache.lose(lost)
