@@ -193,31 +193,40 @@ class IndexKeeper:
         self._looked = looked
 
     def _correct(self, index: Index) -> None:
-        gone: set[str] = set()
-        with contextlib.suppress(CorruptError):  # what came is damaged: then what went is still there, and counts
-            journal = self._journal()
-            if journal is not None:
+        journal = self._journal()
+        gone = frozenset(journal.gone if journal is not None else ())
+        # First what is there no more: a record that is listed where it was is not listed where it came to.
+        self._drop(index, lambda name: name not in gone)
+        if journal is not None:
+            try:
                 self._follow(index, journal)
-                gone.update(journal.gone)
+            except CorruptError:  # what came is damaged: then what went is still there, and counts
+                gone = frozenset()
+                self._drop(index, lambda name: name in journal.gone)
         known = index.segments()
+        unseen = [
+            (name, known.get(name), found)
+            for name, found in self._files().items()
+            if name not in gone and segment_id_of(name) is not None and _is_news(known.get(name), found)
+        ]
+        self._intake(index).take(unseen)
+
+    def _files(self) -> dict[str, FileStat]:
         with storage_errors(self._directory):
-            files = {name: found for name, found in self._fs.scan(self._directory).items() if name not in gone}
+            return self._fs.scan(self._directory)
+
+    def _drop(self, index: Index, which: Callable[[str], bool]) -> None:
+        """Strikes segments that are gone or shorter than they were: silently if they were taken away on purpose."""
+        files = self._files()
         collected: frozenset[str] | None = None
-        for name, state in known.items():
+        for name, state in index.segments().items():
             size = files[name].size if name in files else 0
-            if size < state.end:
+            if which(name) and size < state.end:
                 collected = self._collected() if collected is None else collected
                 if name in collected and name not in files:
                     index.forget([name])
                 else:
                     index.lose(state, size)
-        known = index.segments()
-        unseen = [
-            (name, known.get(name), found)
-            for name, found in files.items()
-            if segment_id_of(name) is not None and _is_news(known.get(name), found)
-        ]
-        self._intake(index).take(unseen)
 
     def follow(self, journal: Journal) -> None:
         """Makes the index forget the segments that went and know those that came; durable when this returns."""

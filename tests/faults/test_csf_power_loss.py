@@ -90,8 +90,23 @@ def two_writers(disk: CrashDisk, scratch: Path, seal_at: int) -> None:
         two.pin(two.put(b"doc", kind=Kind.MANIFEST, links=(shared,)), "doc", kind=Kind.MANIFEST)
 
 
+def collect(disk: CrashDisk, scratch: Path, seal_at: int) -> None:
+    with Client(disk, seal_at=seal_at) as client:
+        kept = client.put(safetensors(1))
+        client.pin(kept, "kept")
+        gone = [client.put(b"gone %d" % number * 30) for number in range(3)]
+        half = safetensors(1)[:-90] + b"." * 90  # shares all but one chunk with what is kept
+        gone.append(client.put(half))
+        client.pin(gone[0], "for now")
+        client.collect(*gone[1:])
+        client.unpin(gone[0])
+        client.collect(gone[0])
+        client.put(half)
+        client.pin(client.put(b"gone 1" * 30), "back")
+
+
 WORK: dict[str, Callable[[CrashDisk, Path, int], None]] = {
-    each.__name__: each for each in (put_files, put_and_pin, put_trees, reopen, two_writers)
+    each.__name__: each for each in (put_files, put_and_pin, put_trees, reopen, two_writers, collect)
 }
 
 
@@ -148,7 +163,7 @@ def test_overwriting_shows_the_old_or_the_new(scratch: Path) -> None:
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("work", ["put_and_pin", "put_trees"])
+@pytest.mark.parametrize("work", ["put_and_pin", "put_trees", "collect"])
 def test_a_process_dies_another_goes_on_then_the_power_fails(scratch: Path, work: str) -> None:
     """What the dead one wrote and did not sync is in the page cache: the next must not take it for durable."""
     full = CrashDisk(scratch / "live")
