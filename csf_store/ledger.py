@@ -23,7 +23,7 @@ import rfc8785
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import ConflictError, InvalidInputError
-from csf_store.ledger_line import JSON, MAX_LINE, RESERVED, TIME, LedgerEntry
+from csf_store.ledger_line import JSON, MAX_LINE, RESERVED, TIME, LedgerEntry, is_event
 from csf_store.ledger_reading import LedgerReading
 from csf_store.ledger_state import Pin, RefMove, check_event
 from csf_store.ledger_view import GENESIS_EVENT
@@ -98,6 +98,8 @@ class Ledger(LedgerReading):
             line = rfc8785.dumps({**fields, "event": event, "seq": head.size, "time": now, "prev": head.leaf.hex()})
         except rfc8785.CanonicalizationError as error:
             raise InvalidInputError(f"event {event!r} can not be written as canonical JSON: {error}") from error
+        if not is_event(line):
+            raise InvalidInputError(f"event {event!r} has a number beyond 2^53, which JSON readers disagree about")
         if len(line) >= MAX_LINE:
             raise InvalidInputError(f"event {event!r} takes {len(line)} bytes; store its content and name its digest")
         return self._view.draft(line)

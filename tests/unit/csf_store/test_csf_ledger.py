@@ -97,6 +97,7 @@ def test_pins_and_refs_are_what_the_events_add_up_to(ledger: Ledger, tmp_path: P
         ("x", {"prev": "1"}),
         ("x", {"number": 1 << 60}),
         ("x", {"number": float("nan")}),
+        ("x", {"number": 2.0**53}),
         ("x", {"text": "\ud800"}),
         ("x", {"text": "y" * (1 << 20)}),
         ("pin", {"digest": "nonsense", "kind": "blob", "name": None}),
@@ -130,6 +131,31 @@ def test_a_transaction_sees_its_drafts_and_writes_all_or_none(ledger: Ledger, tm
         raise RuntimeError("changed my mind")
     assert ledger.refs()["r"][-1].target == D1
     assert ledger.size == _open(tmp_path).size == 2
+
+
+def test_a_transaction_reads_its_own_lines_and_ends_with_its_block(ledger: Ledger) -> None:
+    ledger.append("first")
+    with ledger.locked() as transaction:
+        transaction.append("pin", digest=str(D1), kind="blob", name="a")
+        transaction.append("second", text="draft")
+        assert [entry.event for entry in ledger.entries()] == ["archive.created", "first", "pin", "second"]
+        assert [entry.seq for entry in ledger.entries(3)] == [3]
+        assert ledger.entry(3).fields == {"text": "draft"}
+        assert ledger.inclusion_proof(3).holds()
+        assert ledger.consistency_proof(2).holds()
+        assert transaction.has_pin(D1)
+        assert not transaction.has_pin(D2)
+    with pytest.raises(ConflictError, match="not locked any more"):
+        transaction.append("too late")
+    assert ledger.size == 4
+
+
+def test_a_transaction_of_thousands_of_lines(ledger: Ledger, tmp_path: Path) -> None:
+    with ledger.locked() as transaction:
+        for number in range(3000):
+            transaction.append("note", number=number)
+    assert _open(tmp_path).size == 3001
+    assert [entry.fields["number"] for entry in _open(tmp_path).entries(1)] == list(range(3000))
 
 
 class TestAltered:
