@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import zstandard
 
-from bench.storage.features import base_of, delta_is_built
+from bench.storage.features import delta_is_built
 from bench.storage.inputs import Bits, Inputs, draw, nudge, shapes, write_safetensors
 from csf_store import Archive
 
@@ -79,5 +79,5 @@ def _stored(work: Path, base_file: Path | None, file: Path) -> int:
     ):
         if base_file is None:
             return archive.put_file(file).stored
-        base = base_of(archive, archive.put_file(base_file).digest)
+        base = archive.base(archive.put_file(base_file).digest)
         return archive.put_file(file, base=base).stored

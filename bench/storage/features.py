@@ -8,8 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from csf_store import Archive, Digest
-from csf_store.bases import Base
+from csf_store import Archive
 from csf_store.codecs.registry import codecs, needs_base
 
 CSF = Path(sys.executable).parent / "csf"
@@ -21,8 +20,3 @@ def delta_is_built() -> bool:
     takes_base = "base" in inspect.signature(Archive.put_tree).parameters
     said = subprocess.run([str(CSF), "put", "--help"], capture_output=True, text=True, check=False).stdout
     return takes_base and any(needs_base(number) for number in codecs()) and "--base" in said
-
-
-def base_of(archive: Archive, *digests: Digest) -> Base:
-    """What a put stores differences to, from blobs or trees."""
-    return archive.base(*digests)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.storage.features import base_of, delta_is_built
+from bench.storage.features import delta_is_built
 from bench.storage.inputs import Inputs
 from bench.storage.place import ToolFailedError, settle
 from csf_store import Archive, Digest
@@ -82,7 +82,7 @@ def _fill(path: Path, inputs: Inputs) -> dict[str, tuple[Path, Digest]]:
         base = archive.put_file(inputs.base_file)
         found = {"base": (inputs.base_file, base.digest)}
         if delta_is_built():
-            tuned = archive.put_file(inputs.fine_tune_file, base=base_of(archive, base.digest))
+            tuned = archive.put_file(inputs.fine_tune_file, base=archive.base(base.digest))
             found["delta-coded"] = (inputs.fine_tune_file, tuned.digest)
     return found
 

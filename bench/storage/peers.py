@@ -36,7 +36,6 @@ class Tool(ABC):
         note: what else a reader must know.
         library: timed inside its process, without start and imports.
         store: whether it is a store at all.
-        slow: measured in one round only, because it takes minutes.
         ours: fetches the fine-tune as well, for the table of differences.
     """
 
@@ -48,7 +47,6 @@ class Tool(ABC):
     note = ""
     library = False
     store = True
-    slow = False
     ours = False
 
     def missing(self) -> str:
@@ -71,7 +69,7 @@ class Tool(ABC):
 
 
 class Csf(Tool):
-    """The command, as a person types it. It pins a directory under the name of that."""
+    """The command, as a person types it. What it puts is pinned under the name of the directory."""
 
     name = "csf"
     program = "csf"
@@ -159,17 +157,16 @@ class Borg(Tool):
 
 
 class Restic(Tool):
-    """restic; it can not be told not to encrypt."""
+    """restic as it comes. It can not be told not to encrypt.
 
+    Its ``--compression max`` is left out: 2 cores need minutes for a set, and what is stored stays far above casync's.
+    """
+
+    name = "restic"
     program = "restic"
     verifies = "SHA-256 of every chunk"
     flushes = "everything: packs, directories, index"
     note = "encrypts"
-
-    def __init__(self, compression: str) -> None:
-        self.name = f"restic, {compression}"
-        self.slow = compression == "max"
-        self._compression = compression
 
     def _restic(self, place: Place, *arguments: str | Path) -> list[str | Path]:
         return ["restic", "-q", "-r", place.store / "repository", *arguments]
@@ -178,8 +175,7 @@ class Restic(Tool):
         place.run(*self._restic(place, "init"))
 
     def put(self, place: Place, name: str, source: Path) -> float:
-        backup = self._restic(place, "backup", "--compression", self._compression, "--tag", name, ".")
-        return timed_commands(place, [backup], cwd=source)
+        return timed_commands(place, [self._restic(place, "backup", "--tag", name, ".")], cwd=source)
 
     def get(self, place: Place, name: str) -> float:
         restore = self._restic(place, "restore", "latest", "--tag", name, "--target", place.out)
@@ -296,5 +292,5 @@ def tools(venv: Path) -> list[Tool]:
     zipnn = LibraryPeer(venv, "zipnn", "zipnn_worker.py")
     zipnn.store, zipnn.note = False, "a compressor over whole files, not a store"
     rows: list[Tool] = [Csf(), CsfLibrary(), CsfDelta(), Borg("none"), Borg("lz4"), Borg("zstd,3")]
-    rows += [Restic("auto"), Restic("max"), Casync(), Casync(1 << 20), xet, GitLfs(), Dvc(venv), zipnn]
+    rows += [Restic(), Casync(), Casync(1 << 20), xet, GitLfs(), Dvc(venv), zipnn]
     return rows

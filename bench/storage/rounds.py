@@ -81,8 +81,6 @@ def measure(
         for row in rows:
             if row.problem:
                 continue
-            if number and row.tool.slow:
-                continue
             say(f"round {number + 1} of {rounds}: {row.tool.name}")
             place = Place(work / "place", environment=ENVIRONMENT)
             try:

@@ -36,7 +36,6 @@ PLOT = Path(__file__).parents[1] / "storage-growth.svg"
 BEGIN, END = "<!-- storage: begin -->", "<!-- storage: end -->"
 _TRACED_MEGABYTES = 25
 
-
 _T = TypeVar("_T")
 
 
@@ -89,9 +88,9 @@ def report(results: Results, machine: Machine, scale: Scale, command: str, insta
         "Size": tables.sizes(rows, inputs, installed),
         "Put": _PUT + tables.puts(rows, inputs, installed),
         "Get to a file": _GET + tables.gets(rows, inputs, installed),
-        "Get to memory": _LOAD + tables.loads(results.loads),
-        "Differences": _DELTA + tables.deltas(results.deltas),
-        "A growing archive": tables.growth(results.growth) + picture if results.growth else "failed",
+        "Get to memory": _LOAD + tables.loads(results.loads) if results.loads else _FAILED,
+        "Differences": _DELTA + tables.deltas(results.deltas) if results.deltas else _FAILED,
+        "A growing archive": tables.growth(results.growth) + picture if results.growth else _FAILED,
     }
     parts = [f"`{command}`, {machine.text()}", _method(inputs, scale)]
     return "\n\n".join([*parts, *(f"### {title}\n\n{text}" for title, text in sections.items())])
@@ -121,6 +120,7 @@ _LOAD = """\
 Every load is a process of its own. `safetensors` verifies nothing; the archive verifies everything it gives out.
 
 """
+_FAILED = "This part of the run failed; its messages said why."
 _DELTA = """\
 The tensors that the fine-tune changed, at four strengths of noise.
 

@@ -63,7 +63,7 @@ def puts(rows: Sequence[Row], inputs: Inputs, peers: dict[str, Peer]) -> str:
         again = row.median(f"put {KNOWN}", f"flush {KNOWN}")
         lines.append(
             [
-                _name(row, peers) + (", one round" if row.tool.slow else ""),
+                _name(row, peers),
                 _speed(size, row.median("put base")) if not row.problem else row.problem,
                 _speed(size, first),
                 _speed(size, again),

@@ -66,7 +66,7 @@ def test_the_fine_tune_moves_its_share_and_resharding_moves_nothing(inputs: Inpu
 
 def rows(inputs: Inputs, *, csf: float, peer: float) -> list[Row]:
     """Rows as one round would leave them: seconds of a durable put of ours, and of a peer's."""
-    tools: list[Tool] = [Csf(), CsfLibrary(), CsfDelta(), Restic("auto"), LibraryPeer(Path("venv"), "zipnn", "none.py")]
+    tools: list[Tool] = [Csf(), CsfLibrary(), CsfDelta(), Restic(), LibraryPeer(Path("venv"), "zipnn", "none.py")]
     made = [Row(tool) for tool in tools]
     for row, seconds in zip(made, (csf, csf, csf, peer, peer), strict=True):
         row.stored = {name: inputs.size(name) // 4 for name in SETS}
@@ -90,10 +90,10 @@ def test_targets_are_judged_by_the_run(inputs: Inputs) -> None:
 
 def test_a_peer_that_is_not_there_keeps_its_row(inputs: Inputs, tmp_path: Path) -> None:
     missing = {"restic": Peer("restic", "", "not installed (package restic)")}
-    made = measure([Restic("auto")], missing, inputs, tmp_path, rounds=1, say=lambda _: None)
+    made = measure([Restic()], missing, inputs, tmp_path, rounds=1, say=lambda _: None)
     assert made[0].problem == "not installed (package restic)"
     for table in (sizes(made, inputs, missing), puts(made, inputs, missing)):
-        assert "| restic, auto |" in table
+        assert "| restic |" in table
         assert "not installed" in table
 
 
