@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from csf_store.cli.command_table import CommandTable
     from csf_store.cli.progress import progress_bar
     from csf_store.cli.session import Session, Value, human_size, json_option, pass_session
+    from csf_store.diff import (
+        Change,
+        Comparison,
+        FileDifference,
+        MetadataDifference,
+        TensorDifference,
+        TensorVersion,
+        compare,
+    )
     from csf_store.digest import Digest
+    from csf_store.distances import measure
     from csf_store.errors import (
         AmbiguousPrefixError,
         ConflictError,
@@ -30,7 +40,11 @@ if TYPE_CHECKING:
     from csf_store.marker import default_archive_path
     from csf_store.memory import allocate
     from csf_store.objects import Kind, ObjectInfo, Stored
+    from csf_store.patterns import NamePattern, ShapePattern, SizeRange
+    from csf_store.query import Findings, Hit, MetadataPattern, Order, Place, Query, TensorAddress, TensorHit
     from csf_store.safetensors_layout import TensorInfo
+    from csf_store.search import find, resolve_name
+    from csf_store.tensor_values import Distance
     from csf_store.trees import Tree, TreeEntry
 
 _HOMES = {
@@ -39,7 +53,17 @@ _HOMES = {
     "cli.progress": ("progress_bar",),
     "cli.session": ("Session", "Value", "human_size", "json_option", "pass_session"),
     "check": ("Finding", "VerifyReport"),
+    "diff": (
+        "Change",
+        "Comparison",
+        "FileDifference",
+        "MetadataDifference",
+        "TensorDifference",
+        "TensorVersion",
+        "compare",
+    ),
     "digest": ("Digest",),
+    "distances": ("measure",),
     "errors": (
         "AmbiguousPrefixError",
         "ConflictError",
@@ -59,7 +83,11 @@ _HOMES = {
     "marker": ("default_archive_path",),
     "memory": ("allocate",),
     "objects": ("Kind", "ObjectInfo", "Stored"),
+    "patterns": ("NamePattern", "ShapePattern", "SizeRange"),
+    "query": ("Findings", "Hit", "MetadataPattern", "Order", "Place", "Query", "TensorAddress", "TensorHit"),
     "safetensors_layout": ("TensorInfo",),
+    "search": ("find", "resolve_name"),
+    "tensor_values": ("Distance",),
     "trees": ("Tree", "TreeEntry"),
 }
 
@@ -67,14 +95,20 @@ __all__ = [
     "JSON",
     "AmbiguousPrefixError",
     "Archive",
+    "Change",
     "Checkpoint",
     "CommandTable",
+    "Comparison",
     "ConflictError",
     "ConsistencyProof",
     "CorruptError",
     "CsfError",
     "Digest",
+    "Distance",
+    "FileDifference",
     "Finding",
+    "Findings",
+    "Hit",
     "InclusionProof",
     "InvalidInputError",
     "Kind",
@@ -82,27 +116,43 @@ __all__ = [
     "LedgerAudit",
     "LedgerEntry",
     "LedgerTransaction",
+    "MetadataDifference",
+    "MetadataPattern",
+    "NamePattern",
     "NotFoundError",
     "ObjectInfo",
+    "Order",
     "PickleRefusedError",
     "Pin",
+    "Place",
+    "Query",
     "RefMove",
     "RefusedError",
     "Session",
+    "ShapePattern",
+    "SizeRange",
     "StorageError",
     "Stored",
+    "TensorAddress",
+    "TensorDifference",
+    "TensorHit",
     "TensorInfo",
+    "TensorVersion",
     "Tree",
     "TreeEntry",
     "Value",
     "VerifyReport",
     "allocate",
+    "compare",
     "default_archive_path",
+    "find",
     "human_size",
     "json_option",
+    "measure",
     "pass_session",
     "progress_bar",
     "read_proof",
+    "resolve_name",
 ]
 
 

@@ -17,6 +17,8 @@ _COMMANDS: Final = {
     "get": ("getting", "Write a blob or a tree to disk."),
     "ls": ("looking", "List pins, a tree, or a blob's tensors."),
     "stat": ("looking", "Show what is known of a digest."),
+    "find": ("searching", "Find what holds a tensor, has a name, or needs something."),
+    "diff": ("searching", "Compare two checkpoints tensor by tensor."),
     "cat": ("getting", "Write a blob to standard output."),
     "verify": ("checking", "Read everything again and name what is damaged."),
     "rm": ("putting", "Unpin: let an object go."),
@@ -59,7 +61,7 @@ def main(context: click.Context, archive: Path | None) -> None:
 
     \b
     Exit codes:
-      0 done          1 verification found damage   2 wrong usage
+      0 done          1 damage, or a difference     2 wrong usage
       5 not found     6 corrupt data                7 input refused
       8 conflict      9 storage trouble             10 refused
       130 interrupted

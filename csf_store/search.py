@@ -1,0 +1,281 @@
+"""Search: which objects meet a query, answered from the catalogue in the order that leaves the least to look at.
+
+Patterns are tried on what is distinct: names, specs, layouts, paths, labels. What fits them leads by number to headers,
+from there to blobs, and up through links to trees and documents. Only what is shown is spelled out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from csf_store.catalogue import with_catalogue
+from csf_store.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check
+from csf_store.catalogue_intake import PIN, REF
+from csf_store.digest import DIGEST_SIZE, Digest, hex_digits
+from csf_store.errors import AmbiguousPrefixError, InvalidInputError, NotFoundError
+from csf_store.facts import Observer
+from csf_store.objects import KINDS, Kind
+from csf_store.query import Findings, Hit, Order, Place, Query, TensorAddress
+from csf_store.search_links import FileAt, LinkSearch
+from csf_store.search_names import Names
+from csf_store.search_tensors import Matched, TensorSearch
+from csf_store.tensor_keys import content_key
+
+if TYPE_CHECKING:
+    from csf_store.archive import Archive
+
+_MOST: Final = (1 << 63) - 1
+
+
+def find(
+    archive: Archive,
+    query: Query,
+    *,
+    order: Order = Order.NAME,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Findings:
+    """Finds what meets a query.
+
+    Args:
+        archive: where.
+        query: what.
+        order: how findings are sorted.
+        limit: the most to give; all without it.
+        progress: called with the number of objects just taken into the catalogue.
+
+    Raises:
+        NotFoundError: if a blob, tree or tensor that the query names is not there.
+    """
+    keys = _asked_keys(archive, query)
+
+    def ask(catalogue: Catalogue, unreadable: tuple[Digest, ...]) -> Findings:
+        return Findings(*_Run(catalogue, query, keys).answer(order, limit), unreadable)
+
+    return with_catalogue(archive, ask, progress)
+
+
+def resolve_name(archive: Archive, text: str) -> Digest:
+    """The digest that a digest, a unique prefix of one, or the name of a pin or a ref stands for.
+
+    Raises:
+        NotFoundError: if it is none of these.
+        AmbiguousPrefixError: if several objects are pinned under that name, or begin with those digits.
+    """
+    named = {pin.digest for pin in archive.pins() if pin.name == text}
+    moves = archive.ledger.refs().get(text)
+    if moves and moves[-1].target is not None:
+        named.add(moves[-1].target)
+    if len(named) > 1:
+        some = ", ".join(digest.short for digest in sorted(named)[:4])
+        raise AmbiguousPrefixError(f"{len(named)} objects are called {text!r} ({some} ...); name one by its digest")
+    if named:
+        return named.pop()
+    try:
+        return archive.resolve(text)
+    except InvalidInputError:
+        raise NotFoundError(
+            f"{text!r} is neither a digest nor the name of a pin or a ref; csf ls shows names"
+        ) from None
+
+
+class _Keys(NamedTuple):
+    """Content keys that a query asks for, and blobs that are no answer to it."""
+
+    same: frozenset[bytes] | None
+    shared: frozenset[bytes] | None
+    left_out: frozenset[bytes]
+
+
+def _asked_keys(archive: Archive, query: Query) -> _Keys:
+    """Computed from the archive, not from the catalogue: what is asked for must be right."""
+    observer = Observer(archive)
+    same = frozenset([_key_of(observer, query.same_as)]) if query.same_as else None
+    if query.shares is None:
+        return _Keys(same, None, frozenset())
+    if archive.contains(query.shares, Kind.TREE):
+        blobs = {bytes(entry.blob) for entry in archive.tree(query.shares).entries}
+    else:
+        blobs = {bytes(query.shares)}
+    shared: set[bytes] = set()
+    for blob in blobs:
+        facts = observer.facts(blob, Kind.BLOB)
+        if facts.header:
+            tensors = facts.header.content.tensors.values()
+            shared.update(key for key, tensor in zip(facts.keys, tensors, strict=True) if tensor.nbytes)
+    return _Keys(same, frozenset(shared), frozenset(blobs))
+
+
+def _key_of(observer: Observer, address: TensorAddress) -> bytes:
+    facts = observer.facts(bytes(address.blob), Kind.BLOB)
+    tensors = list(facts.header.content.tensors) if facts.header else []
+    if address.name not in tensors:
+        raise NotFoundError(f"{address.blob} holds no tensor {address.name!r}; csf ls lists its tensors")
+    return facts.keys[tensors.index(address.name)]
+
+
+class _Object(NamedTuple):
+    """A row of the catalogue's objects."""
+
+    number: int
+    kind: int
+    size: int
+    inline: int
+    header: int | None
+    layout: int | None
+    digest: bytes
+
+
+class _Run:
+    """One query against one catalogue."""
+
+    def __init__(self, catalogue: Catalogue, query: Query, keys: _Keys) -> None:
+        self._catalogue = catalogue
+        self._query = query
+        self._keys = keys
+        self._links = LinkSearch(catalogue)
+        self._tensors = TensorSearch(catalogue, query, [each for each in (keys.same, keys.shared) if each is not None])
+        self._matched: dict[int, Matched] = {}
+        self._files: list[FileAt] = []
+        self._scope = self._labelled()
+
+    def answer(self, order: Order, limit: int | None) -> tuple[tuple[Hit, ...], int]:
+        """The hits in order, and how many there are without the limit."""
+        found = self._found()
+        found.sort(key=lambda each: (each.kind, each.digest))
+        total = len(found)
+        if order in (Order.SIZE, Order.SHARED):
+            found.sort(key=lambda each: -(each.size if order == Order.SIZE else self._shared(each)))
+        if order == Order.NAME:
+            names = self._names(found)
+            called = {each: names.name(each.number, blob=each.kind == Kind.BLOB.number) for each in found}
+            found.sort(key=lambda each: (not called[each], called[each]))
+            found = found[:limit]
+        else:  # what is not shown needs no name
+            found = found[:limit]
+            names = self._names(found)
+        return tuple(self._hit(each, names) for each in found), total
+
+    # -- which -------------------------------------------------------------------------------------------------------
+
+    def _found(self) -> list[_Object]:
+        query = self._query
+        base = self._base()
+        allowed = self._scope
+        if query.contains is not None:
+            below = self._links.number(bytes(query.contains))
+            holding = self._links.above([below]) if below is not None else set()
+            allowed = holding if allowed is None else allowed & holding
+        if base is None:
+            return self._objects(query.wanted, allowed, exact=True)
+        meeting = dict.fromkeys(Kind, base)
+        if query.kinds - {Kind.BLOB}:
+            above = self._above(base)
+            meeting = {kind: base if kind == Kind.BLOB else above for kind in Kind}
+        every = base.union(*meeting.values())
+        found = self._objects(query.wanted, every if allowed is None else every & allowed, exact=True)
+        return [each for each in found if each.number in meeting[KINDS[each.kind]]]
+
+    def _above(self, base: set[int]) -> set[int]:
+        """What needs those that meet the criteria by themselves: with a path, the trees that have them there."""
+        if self._query.path is not None:
+            trees = {file.tree for file in self._files}
+            return trees | self._links.above(trees)
+        above = self._links.above(base)
+        # Other objects than blobs are made of chunks too.
+        return above if self._query.of_blobs or self._query.chunk is None else above | base
+
+    def _labelled(self) -> set[int] | None:
+        """What is below the pins and refs that are asked for; None where none is."""
+        scope: set[int] | None = None
+        for pattern, source in ((self._query.tag, PIN), (self._query.ref, REF)):
+            if pattern is not None:
+                below = self._links.below(self._links.labelled(pattern, source))
+                scope = below if scope is None else scope & below
+        return scope
+
+    def _base(self) -> set[int] | None:
+        """What by itself meets the criteria of blobs, chunks and places; None where there are none."""
+        query = self._query
+        base = self._made_of(query.chunk) if query.chunk is not None else None
+        if query.of_blobs:
+            held = self._tensors.holders
+            candidates = base if held is None else set(held) if base is None else base.intersection(held)
+            for each in self._objects(frozenset([Kind.BLOB]), candidates):
+                matched = self._tensors.match(each.number, each.header, each.layout)
+                if matched is not None and each.digest not in self._keys.left_out:
+                    self._matched[each.number] = matched
+            base = set(self._matched)
+        if query.path is not None:
+            self._files = self._links.files(query.path, base, self._scope)
+            base = {file.blob for file in self._files}
+        return base
+
+    def _made_of(self, chunk: Digest) -> set[int]:
+        """The objects that list a chunk: among others, as all of a tensor, or as all of a header."""
+        key, alone = bytes(chunk)[:KEY_BYTES], content_key([bytes(chunk)])
+        found = set()
+        for number, row_crc in self._catalogue.rows("SELECT object, crc FROM chunks WHERE key=?", (key,)):
+            check(row_crc, key, number)
+            found.add(number)
+        found.update(self._tensors.holding(frozenset([alone])))
+        for number, row_crc in self._catalogue.rows("SELECT id, crc FROM headers WHERE key=?", (alone,)):
+            check(row_crc, number, alone)
+            found.update(row[0] for row in self._catalogue.rows("SELECT id FROM objects WHERE header=?", (number,)))
+        return {each.number for each in self._objects(frozenset(Kind), found) if not each.inline}
+
+    def _objects(self, kinds: frozenset[Kind], numbers: set[int] | None, *, exact: bool = False) -> list[_Object]:
+        """Objects of some kinds and numbers; with ``exact``, of the size and digest that are asked for."""
+        where = [f"kind IN ({','.join(str(kind.number) for kind in kinds)})"]
+        values: list[bytes | int] = []
+        if exact and self._query.size is not None:
+            first, last = self._query.size
+            where.append("size BETWEEN ? AND ?")
+            values += [min(first, _MOST), _MOST if last is None else min(last, _MOST)]
+        if exact and self._query.digest is not None:
+            digits = hex_digits(self._query.digest)
+            where.append("digest BETWEEN ? AND ?")
+            values += [bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, end)) for end in "0f"]
+        said = " AND ".join(where)
+        if numbers is None:
+            query = f"SELECT {OBJECT_COLUMNS} FROM objects WHERE {said}"  # noqa: S608
+            rows = self._catalogue.rows(query, values)
+        else:
+            rows = self._catalogue.among(OBJECT_COLUMNS, "objects", "id", numbers, where=said, values=values)
+        for row in rows:
+            check(row[-1], *row[:-1])
+        return [_Object(*row[:-1]) for row in rows]
+
+    # -- spelled out -------------------------------------------------------------------------------------------------
+
+    def _names(self, found: list[_Object]) -> Names:
+        """What the found are called, by places in the trees and at the paths that are asked for."""
+        blobs = {each.number for each in found if each.kind == Kind.BLOB.number}
+        files = self._links.files_of(blobs) if self._query.path is None else self._files
+        chosen = [file for file in files if file.blob in blobs and (self._scope is None or file.tree in self._scope)]
+        return Names(self._links, {each.number for each in found}, chosen)
+
+    def _shared(self, found: _Object) -> int:
+        """Bytes of the tensors that met the criteria."""
+        matched = self._matched.get(found.number) if found.kind == Kind.BLOB.number else None
+        return self._tensors.nbytes(matched) if matched else 0
+
+    def _hit(self, found: _Object, names: Names) -> Hit:
+        matched = None
+        places: tuple[Place, ...] = ()
+        count = 0
+        if found.kind == Kind.BLOB.number:
+            matched = self._matched.get(found.number)
+            places, count = names.places(found.number)
+        return Hit(
+            Digest(found.digest),
+            KINDS[found.kind],
+            found.size,
+            names.labels(found.number),
+            places,
+            count,
+            len(matched.positions) if matched else 0,
+            self._tensors.nbytes(matched) if matched else 0,
+            self._tensors.spelled(matched) if matched and self._query.list_tensors else (),
+        )

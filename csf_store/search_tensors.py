@@ -1,0 +1,166 @@
+"""The tensor side of a search: which blobs hold a tensor that meets all that is asked of tensors, and which one.
+
+A layout is looked at once however many blobs share it, as numbers: the names that fit, the specs that fit. Content is
+found the other way round, from its key to the blobs that hold it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from csf_store.catalogue_file import KEY_BYTES, Catalogue, check, shape_of, text_bytes, text_of
+from csf_store.patterns import NamePattern
+from csf_store.query import MetadataPattern, Query, TensorHit
+
+
+class Matched(NamedTuple):
+    """Tensors of one blob that met the criteria: where in its layout."""
+
+    layout: int
+    positions: tuple[int, ...]
+
+
+class _Spec(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class _Layout(NamedTuple):
+    names: tuple[int, ...]
+    specs: tuple[int, ...]
+
+
+class TensorSearch:
+    """What a query asks of blobs, tried on one catalogue.
+
+    Args:
+        catalogue: where to look.
+        query: what is asked.
+        content: sets of content keys; the tensor must have a key of every set.
+    """
+
+    def __init__(self, catalogue: Catalogue, query: Query, content: Iterable[frozenset[bytes]]) -> None:
+        self._catalogue = catalogue
+        self._query = query
+        self._specs = self._all_specs() if query.of_tensors else {}
+        self._layouts: dict[int, _Layout] = {}
+        self._fitting = self._fitting_layouts()
+        self._described = [self._having(pattern) for pattern in query.metadata]
+        self._bytes: dict[Matched, int] = {}
+        held = [self.holding(keys) for keys in content]
+        self.holders: dict[int, set[int]] | None = None
+        """Per blob the positions of the content asked for; None where no content is."""
+        if held:
+            first, *others = held
+            self.holders = {
+                blob: found
+                for blob, positions in first.items()
+                if (found := positions.intersection(*(other.get(blob, set()) for other in others)))
+            }
+
+    def _all_specs(self) -> dict[int, _Spec]:
+        specs = {}
+        for number, dtype, shape, nbytes, row_crc in self._catalogue.rows("SELECT * FROM specs"):
+            check(row_crc, number, dtype, shape, nbytes)
+            specs[number] = _Spec(text_of(dtype), shape_of(shape), nbytes)
+        return specs
+
+    def _names(self, pattern: NamePattern) -> set[int]:
+        fitting = set()
+        for number, name, row_crc in self._catalogue.rows("SELECT id, name, crc FROM names"):
+            if isinstance(name, bytes) and pattern.fits(text_of(name)):
+                check(row_crc, number, name)
+                fitting.add(number)
+        return fitting
+
+    def _spec_fits(self, spec: _Spec) -> bool:
+        query = self._query
+        return (
+            (not query.dtypes or any(pattern.fits(spec.dtype) for pattern in query.dtypes))
+            and (query.shape is None or query.shape.fits(spec.shape))
+            and (query.tensor_size is None or query.tensor_size.fits(spec.nbytes))
+        )
+
+    def _fitting_layouts(self) -> dict[int, tuple[int, ...]]:
+        """Per layout the positions whose name and spec fit; layouts without any are left out."""
+        query = self._query
+        if not query.of_tensors:
+            return {}
+        names = self._names(query.tensor) if query.tensor else None
+        specs = {number for number, spec in self._specs.items() if self._spec_fits(spec)} if query.of_specs else None
+        fitting = {}
+        for number, key, pairs, row_crc in self._catalogue.rows("SELECT id, key, pairs, crc FROM layouts"):
+            check(row_crc, number, key, pairs)
+            flat = struct.unpack(f"<{len(pairs) // 4}I", pairs)
+            layout = _Layout(flat[0::2], flat[1::2])
+            if names is not None and names.isdisjoint(layout.names):
+                continue
+            positions = tuple(
+                position
+                for position, (name, spec) in enumerate(zip(*layout, strict=True))
+                if (names is None or name in names) and (specs is None or spec in specs)
+            )
+            if positions:
+                self._layouts[number] = layout
+                fitting[number] = positions
+        return fitting
+
+    def _having(self, pattern: MetadataPattern) -> set[int]:
+        """The headers that have an entry of metadata."""
+        having = set()
+        key = text_bytes(pattern.key)
+        for header, value, row_crc in self._catalogue.rows(
+            "SELECT header, value, crc FROM metadata WHERE key=?", (key,)
+        ):
+            check(row_crc, header, key, value)
+            if pattern.value is None or pattern.value.fits(text_of(value)):
+                having.add(header)
+        return having
+
+    def holding(self, keys: frozenset[bytes]) -> dict[int, set[int]]:
+        """Per blob the positions of tensors that have one of these content keys."""
+        found: dict[int, set[int]] = {}
+        for full in keys:
+            key = full[:KEY_BYTES]
+            rows = self._catalogue.rows("SELECT object, position, crc FROM keys WHERE key=?", (key,))
+            for number, position, row_crc in rows:
+                check(row_crc, key, number, position)
+                found.setdefault(number, set()).add(position)
+        return found
+
+    def match(self, blob: int, header: int | None, layout: int | None) -> Matched | None:
+        """What of a blob meets the criteria, None if nothing does; no positions where nothing is asked of tensors."""
+        if header is None or layout is None or not all(header in having for having in self._described):
+            return None
+        if not self._query.of_tensors:
+            return Matched(layout, ())
+        positions = self._fitting.get(layout, ())
+        if self.holders is not None:
+            held = self.holders.get(blob, set())
+            positions = tuple(position for position in positions if position in held)
+        return Matched(layout, positions) if positions else None
+
+    def nbytes(self, matched: Matched) -> int:
+        """Bytes of the data of matched tensors."""
+        if matched not in self._bytes:
+            specs = self._layouts[matched.layout].specs if matched.positions else ()
+            self._bytes[matched] = sum(self._specs[specs[position]].nbytes for position in matched.positions)
+        return self._bytes[matched]
+
+    def spelled(self, matched: Matched) -> tuple[TensorHit, ...]:
+        """Matched tensors by name, in the order of the file."""
+        if not matched.positions:
+            return ()
+        layout = self._layouts[matched.layout]
+        return tuple(
+            TensorHit(self._name(layout.names[position]), *self._specs[layout.specs[position]])
+            for position in matched.positions
+        )
+
+    def _name(self, number: int) -> str:
+        ((name, row_crc),) = self._catalogue.rows("SELECT name, crc FROM names WHERE id=?", (number,))
+        check(row_crc, number, name)
+        return text_of(name)
