@@ -326,7 +326,7 @@ class Archive(Upkeep):
             reachable_only: leave out whether objects are complete that no pin and no ref leads to.
             progress: called with the bytes of each segment done.
         """
-        check = Check(self._store, self._retrieve, self.ledger, progress)
+        check = Check(self._store, self._retrieve, self.ledger, self._pipeline, progress)
         return (
             check.objects(list(digests))
             if digests is not None

@@ -3,32 +3,31 @@
 Three sights of the same archive must agree: the segments byte by byte, the index (what was acknowledged), and the
 ledger (what must be kept). A segment's own end may be torn by a crash; it is damage only where the index or the ledger
 knows that something acknowledged was there.
+
+Segments are read on all cores. Nothing is locked meanwhile: what was collected while we looked is no finding.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
-from csf_store.durable import read_exact, storage_errors
 from csf_store.errors import CorruptError, CsfError
-from csf_store.framing import (
-    SEGMENT_HEADER_SIZE,
-    FooterEntry,
-    FramingError,
-    RecordType,
-    check_segment_header,
-    segment_header_is_torn,
-)
-from csf_store.index import Location, SegmentState
+from csf_store.framing import FooterEntry, FramingError, RecordType, check_segment_header, segment_header_is_torn
+from csf_store.index import Index, Row, SegmentState
 from csf_store.ledger import Ledger
 from csf_store.objects import KINDS, Kind
-from csf_store.recovery import Gap, scan
+from csf_store.pipeline import Pipeline
+from csf_store.recovery import Gap, Looked, look
 from csf_store.retrieve import Retrieve
 from csf_store.segment import segment_id_of
 from csf_store.store import Store
+
+_ROUNDS: Final = 4
+"""How often segments are looked at that came while we looked at the others."""
 
 
 class Finding(NamedTuple):
@@ -78,15 +77,23 @@ class Check:
     """One verification run."""
 
     def __init__(
-        self, store: Store, retrieve: Retrieve, ledger: Ledger, progress: Callable[[int], None] | None
+        self,
+        store: Store,
+        retrieve: Retrieve,
+        ledger: Ledger,
+        pipeline: Pipeline,
+        progress: Callable[[int], None] | None,
     ) -> None:
         self._store = store
         self._retrieve = retrieve
         self._ledger = ledger
+        self._pipeline = pipeline
         self._progress = progress
         self._findings: list[Finding] = []
         self._notes: list[str] = []
         self._chunks: set[bytes] = set()
+        self._bases: dict[bytes, tuple[bytes, int]] = {}
+        self._half: list[tuple[str, FooterEntry]] = []
         self._segments = self._objects = self._bytes = 0
 
     def _report(self) -> VerifyReport:
@@ -95,26 +102,41 @@ class Check:
 
     def objects(self, digests: Iterable[Digest]) -> VerifyReport:
         """Decodes objects and everything they link to, and hashes each as a whole."""
-        self._closure(digests, deep=True)
+        self._closure(list(digests), deep=True)
         return self._report()
 
     def everything(self, *, deep: bool, reachable_only: bool) -> VerifyReport:
         """Every byte of every segment; index against segments; ledger; completeness of what must be kept."""
-        states = self._store.segments()
-        valid: dict[str, set[FooterEntry]] = {}
-        for name, state in sorted(states.items()):
-            valid[name] = self._segment(name, state)
-        self._index_against(valid)
+        looked_at: set[str] = set()
+        for _ in range(_ROUNDS):
+            states = {name: state for name, state in self._store.segments().items() if name not in looked_at}
+            if not states:
+                break
+            looked_at.update(states)
+            self._store.keeper.using(lambda index, states=states: self._compare(index, states))  # type: ignore[misc]
+        self._incomplete()
+        self._differences()
         for lost in self._store.lost():
             self._findings.append(
                 Finding("the record was there once and is gone", Digest(lost.digest), lost.segment, lost.offset)
             )
-        roots = self._ledger_roots()
-        every = [] if reachable_only else [Digest(raw) for raw, _ in self._store.objects()]
-        self._closure([*roots, *every], deep=deep)
+        self._everything_kept(deep=deep, reachable_only=reachable_only)
         if deep:
             self._orphans()
         return self._report()
+
+    def _everything_kept(self, *, deep: bool, reachable_only: bool) -> None:
+        """Whether objects are complete. Findings made while segments were collected are made again to be sure."""
+        before = self._findings
+        for _ in range(_ROUNDS):
+            there = self._store.segments().keys()
+            self._findings = []
+            roots = self._ledger_roots()
+            every = [] if reachable_only else [Digest(raw) for raw, _ in self._store.objects()]
+            self._closure(roots, deep=deep, every=every)
+            if not self._findings or there <= self._store.segments().keys():
+                break
+        self._findings = before + self._findings
 
     def _orphans(self) -> None:
         """Chunks that no object lists: an interrupted put left them, and the next put will build on them."""
@@ -123,44 +145,53 @@ class Check:
                 try:
                     self._bytes += self._retrieve.check_chunk(digest)
                 except CsfError as error:
-                    self._findings.append(Finding(str(error).removeprefix(f"{Digest(digest)}: "), Digest(digest)))
+                    if self._store.find_chunk(digest) is not None:  # else it was collected just now
+                        self._findings.append(Finding(str(error).removeprefix(f"{Digest(digest)}: "), Digest(digest)))
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
-    def _segment(self, name: str, state: SegmentState) -> set[FooterEntry]:
-        path = self._store.directory / name
-        if not path.exists():
-            if state.end:
+    def _compare(self, index: Index, states: Mapping[str, SegmentState]) -> None:
+        """Reads segments, on all cores, and holds what the index lists of each against what it was seen to hold."""
+        rows = _by_segment(index)
+        row_id, listed = next(rows, (-1, []))
+        for state, looked in self._pipeline.ordered(self._look, sorted(states.values())):
+            while 0 <= row_id < state.id:
+                row_id, listed = next(rows, (-1, []))
+            self._segment(state, looked, listed if row_id == state.id else [])
+
+    def _look(self, state: SegmentState) -> tuple[SegmentState, Looked | None]:
+        looked = look(self._store.fs, self._store.directory / state.name)
+        if looked is not None and self._progress:
+            self._progress(looked.size)
+        return state, looked
+
+    def _segment(self, state: SegmentState, looked: Looked | None, rows: Iterable[Row]) -> None:
+        name = state.name
+        if looked is None:
+            self._store.refresh()
+            if state.end and name in self._store.segments():  # else it was collected while we looked
                 self._findings.append(Finding("the segment is missing", None, name, 0))
-            return set()
-        segment_id = segment_id_of(name) or b""
-        with storage_errors(path):
-            fd = self._store.fs.open(path, os.O_RDONLY)
-            try:
-                size = self._store.fs.stat(fd).size
-                head = read_exact(self._store.fs, fd, SEGMENT_HEADER_SIZE, 0)
-                found = scan(self._store.fs, fd, segment_id, SEGMENT_HEADER_SIZE, size)
-            finally:
-                self._store.fs.close(fd)
+            return
+        found, segment_id = looked.scan, segment_id_of(name) or b""
         self._segments += 1
-        self._bytes += size
-        if self._progress:
-            self._progress(size)
+        self._bytes += looked.size
         try:
-            check_segment_header(head, self._store.archive_id, segment_id)
+            check_segment_header(looked.head, self._store.archive_id, segment_id)
         except FramingError as error:
-            if state.end < SEGMENT_HEADER_SIZE and segment_header_is_torn(head, self._store.archive_id, segment_id):
+            if not state.end and segment_header_is_torn(looked.head, self._store.archive_id, segment_id):
                 self._notes.append(f"segment {name} was begun and never written to as far as anybody was told")
-                return set()
+                return
             self._findings.append(Finding(str(error), None, name, 0))
-        for gap in found.gaps:
+        for gap in [*found.gaps, *([found.tail] if found.tail else [])]:
             self._gap(name, state, gap)
-        if found.tail is not None:
-            self._gap(name, state, found.tail)
-        self._incomplete(name, found.records)
         if state.sealed and not found.sealed and found.tail is None:
             self._findings.append(Finding("the segment was sealed and its end is missing", None, name, found.end))
-        return set(found.records)
+        self._rows(name, {entry.offset: entry for entry in found.records}, rows)
+        self._half += [
+            (name, record)
+            for record in found.records
+            if record.kind in KINDS and self._store.find_object(record.digest, Kind.of(record.kind)) is None
+        ]
 
     def _gap(self, name: str, state: SegmentState, gap: Gap) -> None:
         """Bytes that are no record: damage in what was promised; behind it, what a crash left of the last writes."""
@@ -172,54 +203,61 @@ class Check:
                 "nobody was told it was stored"
             )
 
-    def _incomplete(self, name: str, records: Iterable[FooterEntry]) -> None:
-        for record in records:
-            if record.kind in KINDS and self._store.find_object(record.digest, Kind.of(record.kind)) is None:
-                self._notes.append(
-                    f"segment {name} holds {Kind.of(record.kind)} {Digest(record.digest)} at offset {record.offset} "
-                    "without all of its chunks and links; nobody was told it was stored"
-                )
+    def _incomplete(self) -> None:
+        """Objects in segments that the index does not list, unless they were collected just now."""
+        there = self._store.segments() if self._half else {}
+        self._notes += [
+            f"segment {name} holds {Kind.of(record.kind)} {Digest(record.digest)} at offset {record.offset} "
+            "without all of its chunks and links; nobody was told it was stored"
+            for name, record in self._half
+            if name in there and self._store.find_object(record.digest, Kind.of(record.kind)) is None
+        ]
 
-    def _index_against(self, valid: dict[str, set[FooterEntry]]) -> None:
-        """Everything the index calls stored must be among what the segments were just seen to hold."""
-        for digest in self._store.chunk_digests():
-            self._known(digest, None, self._store.find_chunk(digest), valid)
-        for digest, kind in self._store.objects():
-            self._known(digest, kind, self._store.find_object(digest, kind), valid)
+    def _rows(self, name: str, valid: Mapping[int, FooterEntry], rows: Iterable[Row]) -> None:
+        """Everything the index calls stored must be among what the segment was just seen to hold."""
+        for row in rows:
+            where = row.where
+            if where.is_difference:
+                self._bases.setdefault(where.base, (row.digest, where.raw))
+            kind = RecordType.OBJECT if where.kind else RecordType.CHUNK
+            expected = FooterEntry(
+                where.offset, where.stored, where.raw, kind, where.kind, where.codec, row.digest, where.base
+            )
+            if valid.get(where.offset) != expected:
+                self._read_again(name, row, expected)
 
-    def _known(
-        self, digest: bytes, kind: Kind | None, where: Location | None, valid: dict[str, set[FooterEntry]]
-    ) -> None:
-        if where is None:
-            return
-        name = self._store.segment_name(where.segment)
-        record_type = RecordType.OBJECT if kind else RecordType.CHUNK
-        entry = FooterEntry(
-            where.offset,
-            where.stored,
-            where.raw,
-            record_type,
-            kind.number if kind else 0,
-            where.codec,
-            digest,
-            where.base,
-        )
-        if entry in valid.get(name, set()):
-            return
+    def _read_again(self, name: str, row: Row, expected: FooterEntry) -> None:
         try:
-            header = self._store.read(where, digest).header  # it may have been added after the segment was scanned
+            header = self._store.read(row.where, row.digest).header  # it may have been added, or moved, meanwhile
             if (header.type, header.kind, header.raw_length, header.codec, header.base) != (
-                record_type,
-                entry.kind,
-                where.raw,
-                where.codec,
-                where.base,
+                expected.type,
+                expected.kind,
+                expected.raw_length,
+                expected.codec,
+                expected.base,
             ):
                 raise CorruptError("the index describes the record wrongly; delete index.sqlite, it is rebuilt")
         except CsfError as error:
-            self._findings.append(
-                Finding(str(error).removeprefix(f"{Digest(digest)}: "), Digest(digest), name, where.offset)
-            )
+            if name in self._store.segments():
+                what = str(error).removeprefix(f"{Digest(row.digest)}: ")
+                self._findings.append(Finding(what, Digest(row.digest), name, row.where.offset))
+
+    def _differences(self) -> None:
+        """What chunks are differences to must be there, stand alone, and be as long."""
+        for base, (digest, length) in self._bases.items():
+            where = self._store.find_chunk(base)
+            if where is None:
+                what = "is in no segment"
+            elif where.is_difference:
+                what = "is a difference itself"
+            elif where.raw != length:
+                what = f"has {where.raw} bytes, not {length}"
+            else:
+                continue
+            if self._store.find_chunk(digest) is not None:  # else both were collected just now
+                self._findings.append(
+                    Finding(f"it is a difference to chunk {Digest(base)}, which {what}", Digest(digest))
+                )
 
     # -- objects -----------------------------------------------------------------------------------------------------
 
@@ -227,17 +265,18 @@ class Check:
         """What must be kept, by the lines of the ledger alone: each is read and hashed again."""
         audit = self._ledger.audit()
         self._findings += [Finding(what) for what in audit.findings]
-        self._notes += audit.notes
+        self._notes += [note for note in audit.notes if note not in self._notes]
         moves = [move for history in audit.refs.values() for move in history]
         return [pin.digest for pin in audit.pins] + [move.target for move in moves if move.target is not None]
 
-    def _closure(self, digests: Iterable[Digest], *, deep: bool) -> None:
-        waiting = list(dict.fromkeys(digests))
-        seen = set(waiting)
+    def _closure(self, roots: Sequence[Digest], *, deep: bool, every: Sequence[Digest] = ()) -> None:
+        """Follows ``roots``, which must be there, and ``every`` object that was there when it was listed."""
+        waiting = list(dict.fromkeys([*every, *roots]))
+        seen, optional = set(waiting), set(every) - set(roots)
         while waiting:
             digest = waiting.pop()
             kinds = self._store.kinds(bytes(digest))
-            if not kinds:
+            if not kinds and digest not in optional:
                 self._findings.append(Finding("it is needed and is in no segment", digest))
             for kind in kinds:
                 self._objects += 1
@@ -262,3 +301,10 @@ class Check:
             for piece in self._retrieve.content(found):
                 self._bytes += len(piece)
         return found.body.links
+
+
+def _by_segment(index: Index) -> Iterator[tuple[int, list[Row]]]:
+    """What the index lists, segment row by segment row."""
+    rows = heapq.merge(index.chunk_rows(), index.object_rows(), key=lambda row: row.where[:2])
+    for row_id, group in groupby(rows, key=lambda row: row.where.segment):
+        yield row_id, list(group)

@@ -8,15 +8,19 @@ acknowledged (the index, the ledger) can tell, the scanner can not.
 
 from __future__ import annotations
 
+import os
+import threading
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
 from csf_store.digest import Digest
-from csf_store.durable import FileSystem, read_exact
+from csf_store.durable import FileSystem, fill, read_exact, storage_errors
 from csf_store.framing import (
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    SEGMENT_HEADER_SIZE,
     TRAILER_SIZE,
     FooterEntry,
     FramingError,
@@ -24,9 +28,20 @@ from csf_store.framing import (
     RecordType,
     unpack_record_header,
 )
-from csf_store.segment import read_footer
+from csf_store.memory import allocate
+from csf_store.segment import read_footer, segment_id_of
 
 _WINDOW: Final = 4 << 20
+_ROOM: Final = 2 * _WINDOW
+_warm = threading.local()
+
+
+def _room() -> memoryview:
+    """This thread's window. Whoever scans inside a scan would need a second one; nobody does."""
+    if not hasattr(_warm, "room"):
+        (_warm.room,) = allocate([_ROOM])
+    room: memoryview = _warm.room
+    return room
 
 
 class Gap(NamedTuple):
@@ -78,11 +93,24 @@ def entry_of(header: RecordHeader, offset: int) -> FooterEntry:
 
 
 class _Scanner:
+    """Looks at a segment through one window of memory that is filled again and again: fresh memory costs more time."""
+
     def __init__(self, fs: FileSystem, fd: int, segment_id: bytes, size: int) -> None:
         self._fs, self._fd, self._id, self._size = fs, fd, segment_id, size
+        self._room = _room()
+        self._at = self._end = 0
+
+    def _seen(self, offset: int, length: int) -> memoryview:
+        """These bytes of the file, at most a window; fewer where the file ends."""
+        if not self._at <= offset <= offset + length <= self._end:
+            self._at = offset
+            want = max(0, min(len(self._room), self._size - offset))
+            self._end = offset + fill(self._fs, self._fd, [self._room[:want]], offset)
+        start = offset - self._at
+        return self._room[start : min(start + length, self._end - self._at)]
 
     def header(self, offset: int) -> RecordHeader:
-        header = unpack_record_header(self._id, read_exact(self._fs, self._fd, RECORD_HEADER_SIZE, offset))
+        header = unpack_record_header(self._id, bytes(self._seen(offset, RECORD_HEADER_SIZE)))
         if offset + RECORD_HEADER_SIZE + header.stored_length > self._size:
             raise FramingError("the segment ends inside the record")
         return header
@@ -91,7 +119,7 @@ class _Scanner:
         at, end = offset + RECORD_HEADER_SIZE, offset + RECORD_HEADER_SIZE + header.stored_length
         hasher = blake3()
         while at < end:
-            data = read_exact(self._fs, self._fd, min(_WINDOW, end - at), at)
+            data = self._seen(at, min(_WINDOW, end - at))
             if not data:
                 return False
             hasher.update(data)
@@ -102,7 +130,7 @@ class _Scanner:
         """The first offset after ``offset`` where a valid record header stands."""
         at = offset + 1
         while at < self._size:
-            window = read_exact(self._fs, self._fd, _WINDOW, at)
+            window = bytes(self._seen(at, _WINDOW))
             found = window.find(RECORD_MAGIC)
             while found >= 0:
                 try:
@@ -156,3 +184,29 @@ def scan(fs: FileSystem, fd: int, segment_id: bytes, start: int, size: int) -> S
             records.append(entry_of(header, at))
             at = end = after
     return Scan(records, end, gaps, None, sealed=False)
+
+
+class Looked(NamedTuple):
+    """A segment file, read from front to back: its size, its first bytes, and what it holds."""
+
+    size: int
+    head: bytes
+    scan: Scan
+
+
+def look(fs: FileSystem, path: Path) -> Looked | None:
+    """Reads a segment file; None if it is not there."""
+    try:
+        fd = fs.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        with storage_errors(path):
+            raise
+    try:
+        with storage_errors(path):
+            size = fs.stat(fd).size
+            head = read_exact(fs, fd, SEGMENT_HEADER_SIZE, 0)
+            return Looked(size, head, scan(fs, fd, segment_id_of(path.name) or b"", SEGMENT_HEADER_SIZE, size))
+    finally:
+        fs.close(fd)
