@@ -32,7 +32,9 @@ from csf_store.memory import allocate
 from csf_store.segment import read_footer, segment_id_of
 
 _WINDOW: Final = 4 << 20
-_ROOM: Final = 2 * _WINDOW
+_AHEAD: Final = 256 << 10
+"""How far to read beyond what is asked for: many small records, or the header behind a large one."""
+_ROOM: Final = _WINDOW + _AHEAD
 _warm = threading.local()
 
 
@@ -103,9 +105,11 @@ class _Scanner:
     def _seen(self, offset: int, length: int) -> memoryview:
         """These bytes of the file, at most a window; fewer where the file ends."""
         if not self._at <= offset <= offset + length <= self._end:
+            room, left = self._room, max(0, self._end - offset) if offset >= self._at else 0
+            room[:left] = room[self._end - self._at - left : self._end - self._at]
+            want = max(left, min(length + _AHEAD, len(room), self._size - offset))
+            self._end = offset + left + fill(self._fs, self._fd, [room[left:want]], offset + left)
             self._at = offset
-            want = max(0, min(len(self._room), self._size - offset))
-            self._end = offset + fill(self._fs, self._fd, [self._room[:want]], offset)
         start = offset - self._at
         return self._room[start : min(start + length, self._end - self._at)]
 
