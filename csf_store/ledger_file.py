@@ -46,11 +46,11 @@ class LedgerFile:
         except OSError:
             with storage_errors(self.path):
                 raise
-        try:
-            with storage_errors(self.path):
+        with storage_errors(self.path):
+            try:
                 return self._fs.stat(fd)
-        finally:
-            self._fs.close(fd)
+            finally:
+                self._fs.close(fd)
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes of one line or of what is left of one: no more than a line may have."""
@@ -154,7 +154,8 @@ class LedgerLock:
                 self._fs.lock(fd)
             yield
         finally:
-            self._fs.close(fd)
+            with storage_errors(self._path):
+                self._fs.close(fd)
 
     @contextlib.contextmanager
     def if_free(self) -> Iterator[bool]:
@@ -169,7 +170,8 @@ class LedgerLock:
                 held = self._fs.try_lock(fd)
             yield held
         finally:
-            self._fs.close(fd)
+            with storage_errors(self._path):
+                self._fs.close(fd)
 
     def _open(self) -> int:
         with storage_errors(self._path):

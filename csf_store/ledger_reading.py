@@ -279,7 +279,7 @@ class LedgerReading:
                 f"the ledger once had {lost.size} lines with root {lost.root.hex()} and no longer begins with them: "
                 f"lines at its end were removed or altered; restore {self.path.name} from a backup, or delete "
                 "ledger.sqlite to go on with what is here"
-                for lost in view.ask(lambda cache: cache.lost())
+                for lost in view.lost()
             ]
             if view.head.size != tree.size:
                 return  # somebody appended meanwhile

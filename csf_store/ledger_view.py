@@ -20,6 +20,7 @@ Where no cache can be written, the same tables are kept in memory. Not thread-sa
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -273,8 +274,12 @@ class LedgerView:
     def _is_scrap(self, start: int, end: int, *, expected: bool) -> bool:
         """Whether the file ends in no more than pieces of one line: no event in it, nothing anybody was told of."""
         rest = self.file.read(start, end)
-        pieces = end - start <= MAX_LINE and not any(is_event(line) for line in rest.split(b"\n"))
+        pieces = end - start <= MAX_LINE and not any(is_event(piece) for piece in re.split(rb"[\0\n]+", rest))
         return pieces and (expected or b"\0" in rest)
+
+    def lost(self) -> list[Lost]:
+        """What the ledger once was and does not lead to now."""
+        return self.ask(lambda cache: [each for each in cache.lost() if not _leads_to(cache, self.head, each)])
 
     def torn(self) -> int:
         """How many bytes follow the last whole line."""
@@ -363,17 +368,17 @@ class LedgerView:
                 self.settle(touched=True)  # lines were taken back, which changed the file's time
 
 
+def _leads_to(cache: LedgerCache, now: LedgerHead, lost: Lost) -> bool:
+    return lost.size <= now.size and cache.node(0, lost.size - 1) == lost.leaf
+
+
 def _remember(cache: LedgerCache, now: LedgerHead, once: LedgerHead) -> None:
     """After the ledger was read as a whole: notes what it once was and does not lead to any more.
 
     If it leads to all that was lost before, it has been restored, and what it was in between is no loss.
     """
-
-    def leads_to(lost: Lost) -> bool:
-        return lost.size <= now.size and cache.node(0, lost.size - 1) == lost.leaf
-
     before = cache.lost()
-    lost = [each for each in before if not leads_to(each)]
+    lost = [each for each in before if not _leads_to(cache, now, each)]
     if (lost or not before) and once.size:
-        lost += [each for each in [Lost(once.size, once.leaf, once.root())] if not leads_to(each)]
+        lost += [each for each in [Lost(once.size, once.leaf, once.root())] if not _leads_to(cache, now, each)]
     cache.lose(lost)
