@@ -220,6 +220,10 @@ def unpack_footer(table: bytes, size: int) -> list[FooterEntry]:
             raise FramingError("the footer holds an entry of no known type")
         if offset + RECORD_HEADER_SIZE + stored > size:
             raise FramingError("the footer points outside its segment")
+        if stored > _STORED_LIMIT[record_type] or raw > _RAW_LIMIT[record_type]:
+            raise FramingError(f"the footer holds impossible lengths: {raw} bytes in {stored}")
+        if base != ZERO_DIGEST and record_type != RecordType.CHUNK:
+            raise FramingError("the footer calls something a difference that is no chunk")
         entries.append(FooterEntry(offset, stored, raw, RecordType(record_type), kind, codec, digest, base))
     return entries
 

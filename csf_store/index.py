@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from csf_store.digest import DIGEST_SIZE
 from csf_store.errors import StorageError
 from csf_store.framing import RECORD_HEADER_SIZE, ZERO_DIGEST, FooterEntry, RecordType
 
@@ -232,7 +233,7 @@ class Index:
                 return where
         except (TypeError, struct.error):
             pass
-        raise IndexUnusableError(f"the row of {digest.hex()} is damaged")
+        raise IndexUnusableError(f"the row of {digest!r} is damaged")
 
     def kinds(self, digest: bytes) -> list[int]:
         """As which kinds a digest is known."""
@@ -243,21 +244,31 @@ class Index:
     def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, int]]:
         """Digest and kind of the objects between two digests (inclusive), in order."""
         with self._guard():
-            return self._db.execute(
+            rows = self._db.execute(
                 "SELECT digest, kind FROM objects WHERE digest >= ? AND digest <= ? ORDER BY digest, kind LIMIT ?",
                 (first, last if last is not None else b"\xff" * 33, limit),
             ).fetchall()
+        if not all(_is_digest(digest) and isinstance(kind, int) for digest, kind in rows):
+            raise IndexUnusableError("the digest or the kind of an object is damaged")
+        return rows
 
     def chunk_digests(self) -> list[bytes]:
         """Every chunk, in order."""
         with self._guard():
-            return [digest for (digest,) in self._db.execute("SELECT digest FROM chunks ORDER BY digest")]
+            digests = [digest for (digest,) in self._db.execute("SELECT digest FROM chunks ORDER BY digest")]
+        if not all(map(_is_digest, digests)):
+            raise IndexUnusableError("the digest of a chunk is damaged")
+        return digests
 
     def segments(self) -> dict[str, SegmentState]:
         """Every segment the index knows, by name."""
         with self._guard():
             rows = self._db.execute("SELECT id, name, end, size, mtime, sealed, crc FROM segments").fetchall()
-            if any(zlib.crc32(row[1].encode()) != row[6] for row in rows):
+        for row in rows:
+            numbers = (row[0], *row[2:])
+            if not isinstance(row[1], str) or not all(isinstance(number, int) for number in numbers):
+                raise IndexUnusableError("the row of a segment is damaged")
+            if zlib.crc32(row[1].encode()) != row[6]:
                 raise IndexUnusableError("the name of a segment is damaged")
         return {row[1]: SegmentState(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
 
@@ -418,7 +429,14 @@ class Index:
     def lost(self) -> list[Lost]:
         """What the segments no longer hold."""
         with self._guard():
-            return [Lost(*row) for row in self._db.execute("SELECT digest, kind, segment, offset FROM lost")]
+            lost = [Lost(*row) for row in self._db.execute("SELECT digest, kind, segment, offset FROM lost")]
+        if not all(_is_digest(each.digest) and isinstance(each.segment, str) for each in lost):
+            raise IndexUnusableError("the list of what is lost is damaged")
+        return lost
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == DIGEST_SIZE
 
 
 def _now() -> int:

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
 from csf_store.framing import CHUNK_SIZE, FramingError
+from csf_store.safetensors_layout import MAX_HEADER, PREFIX
 
 INLINE_LIMIT: Final = 64 << 10
 """Content up to this many bytes lives inside its object record."""
@@ -129,8 +130,10 @@ def unpack_object(payload: bytes, size: int) -> ObjectBody:
         raise FramingError(f"object record version {version}, form {form}, layout {layout} is unknown")
     links_end = _HEAD.size + 32 * link_count
     chunks_end = links_end + _CHUNK.size * chunk_count
-    if chunks_end > len(payload) or header_length > size:
+    if chunks_end > len(payload):
         raise FramingError("the object record is shorter than its lists")
+    if header_length > min(size, PREFIX + MAX_HEADER):
+        raise FramingError(f"a safetensors header of {header_length} bytes is impossible")
     links = tuple(Digest(payload[at : at + 32]) for at in range(_HEAD.size, links_end, 32))
     if links != ordered_links(links):
         raise FramingError("the object record's links are out of order")

@@ -93,6 +93,9 @@ def parse_header(head: Buffer, size: int) -> SafetensorsHeader:
     Raises:
         InvalidInputError: saying which promise is broken; the caller says of which file.
     """
+    claimed = int.from_bytes(head[:PREFIX], "little")
+    if claimed != len(head) - PREFIX:
+        raise InvalidInputError(f"its header claims {claimed} bytes, not {len(head) - PREFIX}")
     try:
         document = json.loads(bytes(head[PREFIX:]), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -70,6 +70,8 @@ class TestIndex:
             "UPDATE objects SET stored = stored - 1",
             "UPDATE objects SET segment = 77",
             "UPDATE objects SET crc = 'x'",
+            "UPDATE segments SET end = 'x'",
+            "INSERT INTO lost VALUES (x'00', 0, 'x', 0)",
             "DROP TABLE chunks",
             "UPDATE meta SET value = 'another'",
             "PRAGMA user_version = 99",
@@ -80,6 +82,17 @@ class TestIndex:
         with sqlite3.connect(tmp_path / "index.sqlite") as database:
             database.execute(change)
         database.close()
+        _all_there(tmp_path, digests)
+
+    @pytest.mark.parametrize("table", ["objects", "chunks"])
+    def test_a_digest_that_is_none_is_noticed_when_all_are_listed(self, tmp_path: Path, table: str) -> None:
+        digests = _make(tmp_path)
+        with sqlite3.connect(tmp_path / "index.sqlite") as database:
+            database.execute(f"UPDATE {table} SET digest = substr(digest, 2)")
+        database.close()
+        with Archive.open(tmp_path) as archive:
+            assert {info.digest for info in archive.objects()} == set(digests)
+            archive._store.chunk_digests()
         _all_there(tmp_path, digests)
 
     def test_flipped_bytes_and_cuts_anywhere(self, tmp_path: Path) -> None:
