@@ -18,10 +18,11 @@ from csf_store.durable import FileSystem
 from csf_store.errors import CorruptError, NotFoundError
 from csf_store.ledger_cache import LedgerCache
 from csf_store.ledger_cache_errors import CacheDamagedError
+from csf_store.ledger_drafts import DraftingView
 from csf_store.ledger_line import MAX_LINE, NO_LEAF, LedgerEntry, parse_line
 from csf_store.ledger_proofs import Checkpoint, ConsistencyProof, InclusionProof
 from csf_store.ledger_state import LedgerState, Pin, RefMove
-from csf_store.ledger_view import LEDGER, LedgerView
+from csf_store.ledger_view import LEDGER
 from csf_store.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash, root_of
 
 _NOTHING: Final = LedgerEntry(-1, "", "", {}, NO_LEAF)
@@ -51,7 +52,7 @@ class LedgerReading:
     def __init__(self, fs: FileSystem, root: Path, archive_id: bytes) -> None:
         self.path = root / LEDGER
         self._archive = archive_id.hex()
-        self._view = LedgerView(fs, root, self._archive)
+        self._view = DraftingView(fs, root, self._archive)
         self._mutex = threading.RLock()
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class LedgerReading:
     # -- what the lines add up to ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[LedgerView]:
+    def _looking(self) -> Iterator[DraftingView]:
         with self._mutex:
             self._view.look()
             yield self._view

@@ -19,14 +19,13 @@ Where no cache can be written, the same tables are kept in memory. Not thread-sa
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
 from csf_store.durable import FileStat, FileSystem
-from csf_store.errors import CorruptError, StorageError
+from csf_store.errors import CorruptError
 from csf_store.ledger_cache import LedgerCache, Lost
 from csf_store.ledger_cache_errors import CacheDamagedError, CacheUnwritableError
 from csf_store.ledger_file import LedgerFile, LedgerLock
@@ -40,7 +39,8 @@ LOCK: Final = "ledger.lock"
 GENESIS_EVENT: Final = "archive.created"
 CACHE: Final = "ledger.sqlite"
 _BATCH: Final = 4096
-_FAILURES: Final = (CacheDamagedError, CacheUnwritableError)
+FAILURES: Final = (CacheDamagedError, CacheUnwritableError)
+"""The ways in which a cache fails."""
 
 _T = TypeVar("_T")
 
@@ -98,7 +98,7 @@ class LedgerView:
         try:
             cache = self._slot.existing()
             head, mtime = cache.head() if cache is not None else (EMPTY_HEAD, 0)
-        except _FAILURES:
+        except FAILURES:
             return False
         found = self.file.stat()  # after the head, so that the file can only be ahead
         if cache is None:
@@ -157,7 +157,7 @@ class LedgerView:
                     repair()
                 if self._slot.cache is not None:
                     return question(self._slot.cache)
-            except _FAILURES as error:
+            except FAILURES as error:
                 failure = error
         raise CorruptError(f"{self.file.path}: {failure}, even after reading all of it again; check the device")
 
@@ -181,11 +181,15 @@ class LedgerView:
             if held:
                 self._follow(self._slot.fresh(), settling=True)
 
+    def _restart_in_memory(self) -> None:
+        """The cache failed: goes on with one in memory."""
+        self._follow(self._slot.memory(), settling=False)
+
     def distrust(self) -> None:
         """Reads the ledger as a whole again: somebody found that the cache lies."""
         try:
             self._reread()
-        except _FAILURES:
+        except FAILURES:
             self._restart_in_memory()
 
     # -- under the append lock ---------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ class LedgerView:
                 self._follow(self._slot.shared(), settling=True, touched=touched)
             except CacheDamagedError:
                 self._follow(self._slot.fresh(), settling=True)
-        except _FAILURES:
+        except FAILURES:
             self._slot.memory_only = True
             self._follow(self._slot.memory(), settling=True)
 
@@ -299,73 +303,6 @@ class LedgerView:
         else:
             self.file.complete()
         self.settle(touched=True)
-
-    # -- writing -----------------------------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Begins a transaction. The caller holds the append lock until it ends."""
-        self._drafting = True
-        self.drafts = []
-        try:
-            (self._slot.cache or self._slot.memory()).begin()
-        except _FAILURES:
-            self._restart_in_memory()
-
-    def draft(self, line: bytes) -> LedgerEntry:
-        """Takes the next line of the transaction, without its newline."""
-        batch = LineBatch(self.head)
-        entry = batch.take(line)
-        self.head = batch.head
-        self.drafts.append((line, entry))
-        self.ask(lambda cache: cache.absorb(batch) if cache.head()[0] == batch.first else None)
-        return entry
-
-    def _restart_in_memory(self) -> None:
-        """The cache failed: goes on with one in memory. Within a transaction it is given the drafts."""
-        head, written = self.head, self.written
-        cache = self._slot.memory()
-        if not self._drafting or written.size:
-            self._follow(cache, settling=self._drafting)
-        if self._drafting:
-            cache.begin()
-            batch = LineBatch(written)
-            for line, _ in self.drafts:
-                batch.take(line)
-            cache.absorb(batch)
-            self.head, self.written = head, written
-
-    def commit(self, found: FileStat) -> None:
-        """Ends a transaction whose lines are durable in the file; ``found`` is what the file is with them."""
-        self._drafting = False
-        self.drafts = []
-        self._take(self.head, None, settled=True)
-        try:
-            if self._slot.cache is not None:
-                self._slot.cache.commit(found.mtime_ns)
-            self._seen = found
-        except BaseException as error:
-            # The caller must hear that the lines are safe, whatever became of the cache.
-            self._slot.close()
-            self._slot.memory_only = True
-            if not isinstance(error, _FAILURES):
-                raise
-        finally:
-            if not self._slot.on_disk:
-                # Who looks while the next writer is at work goes by the cache, and would miss these lines.
-                with contextlib.suppress(*_FAILURES):
-                    self._slot.discard()
-
-    def rollback(self) -> None:
-        """Ends a transaction of which nothing is in the file."""
-        self._drafting = False
-        self.drafts = []
-        self.head = self.written
-        if self._slot.cache is not None:
-            self._slot.cache.rollback()
-        with contextlib.suppress(CorruptError, StorageError):
-            found = self.file.stat()
-            if found is not None and found != self._seen and found.size == self.head.end:
-                self.settle(touched=True)  # lines were taken back, which changed the file's time
 
 
 def _leads_to(cache: LedgerCache, now: LedgerHead, lost: Lost) -> bool:
