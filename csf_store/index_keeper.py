@@ -3,13 +3,16 @@
 Everything that changes what the index lists, other than a writer's own commit, happens under ``index.lock`` and looks
 again at the directory and the journal of segments taken away, so that no slow process brings back what another one
 collected. An index that SQLite can not read, that lies, that is another archive's, or that vanished under an open
-connection is the same to us: a new one is read back from the segments.
+connection is the same to us: a new one is read back from the segments. Where the archive may not be written to, that is
+done for this process alone, in a directory of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from csf_store.durable import FileStat, FileSystem, storage_errors
-from csf_store.errors import CorruptError
+from csf_store.errors import CorruptError, StorageError
 from csf_store.framing import FooterEntry, FramingError
 from csf_store.index import Index, IndexUnusableError, SegmentState, remove
 from csf_store.intake import Intake
@@ -27,6 +30,7 @@ from csf_store.segment import read_footer, segment_id_of
 SEGMENTS: Final = "segments"
 INDEX: Final = "index.sqlite"
 INDEX_LOCK: Final = "index.lock"
+_FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CLOCK_NS: Final = 100_000_000
 """A directory that changed less than this ago may change again without its time showing it."""
 
@@ -79,26 +83,42 @@ class IndexKeeper:
         self._mutex = threading.RLock()
         self._changing = _FileLock(fs, root / INDEX_LOCK)
         self._looked: int | None = None
+        self._own: tempfile.TemporaryDirectory[str] | None = None
         self._index = self._open()
         try:
             self.using(self._reconcile)
         except BaseException:
-            self._index.close()
+            self.close()
             raise
 
     def _open(self) -> Index:
-        # Under the lock: SQLite does not wait its turn when several processes make one database at once.
-        with self._changing.held():
-            try:
-                return Index(self._path, self._archive_id)
-            except IndexUnusableError:
-                remove(self._path)
-                return Index(self._path, self._archive_id)
+        try:
+            # Under the lock: SQLite does not wait its turn when several processes make one database at once.
+            with self._changing.held():
+                try:
+                    return Index(self._path, self._archive_id)
+                except IndexUnusableError:
+                    remove(self._path)
+                    return Index(self._path, self._archive_id)
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) not in _FORBIDDEN or self._own is not None:
+                raise
+            return self._open_elsewhere()
+
+    def _open_elsewhere(self) -> Index:
+        """Reading needs no permission to write: where there is none, the index is made for this process alone."""
+        with storage_errors(self._path):
+            self._own = tempfile.TemporaryDirectory(prefix="csf-index-")
+        self._path = Path(self._own.name) / INDEX
+        self._changing = _FileLock(self._fs, Path(self._own.name) / INDEX_LOCK)
+        return Index(self._path, self._archive_id)
 
     def close(self) -> None:
         """Closes the connection."""
         with self._mutex:
             self._index.close()
+            if self._own is not None:
+                self._own.cleanup()
 
     def using(self, action: Callable[[Index], _T]) -> _T:
         """Runs ``action``; an index that proves unusable is thrown away, rebuilt, and asked once more."""
