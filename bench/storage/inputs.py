@@ -53,11 +53,20 @@ _SMALL = Shape(512, 128, 1408, 8_000)
 
 
 class Inputs(NamedTuple):
-    """What was made: a directory per set, bytes of each, what the fine-tune changed, entropy of the exponents."""
+    """What was made.
+
+    Attributes:
+        root: holds a directory for each set.
+        sizes: bytes of each set's files.
+        changed: the tensors that the fine-tune moved.
+        share: their part of all bytes.
+        entropy: bits of entropy in the exponents of the base.
+    """
 
     root: Path
     sizes: dict[str, int]
     changed: tuple[str, ...]
+    share: float
     entropy: float
 
     def directory(self, name: str) -> Path:
@@ -142,16 +151,19 @@ def nudge(name: str, bits: Bits, noise: float) -> Bits:
 
 
 def choose_changed(base: Mapping[str, Bits]) -> tuple[str, ...]:
-    """Which tensors the fine-tune moves: matrices of layers, drawn until they make up the share of all bytes."""
+    """Which tensors the fine-tune moves: matrices of layers, in an order drawn once, each if the share has room for it.
+
+    One that would overshoot is passed over: a large last tensor would make 30 % into 31, and sizes follow the share.
+    """
     names = [name for name, bits in base.items() if ".layers." in name and bits.ndim == 2]
     total = sum(bits.nbytes for bits in base.values())
     chosen: list[str] = []
     done = 0
     for number in _generator("fine-tune", "order").permutation(len(names)):
-        if done >= FINE_TUNED_SHARE * total:
-            break
-        chosen.append(names[number])
-        done += base[names[number]].nbytes
+        size = base[names[number]].nbytes
+        if done + size <= FINE_TUNED_SHARE * total:
+            chosen.append(names[number])
+            done += size
     return tuple(chosen)
 
 
@@ -205,7 +217,8 @@ def make_inputs(root: Path, megabytes: int) -> Inputs:
         changed = choose_changed(base)
         moved = pool.map(lambda name: nudge(name, base[name], FINE_TUNE_NOISE), changed)
         tuned = base | dict(zip(changed, moved, strict=True))
-    inputs = Inputs(root, {}, changed, exponent_entropy(base.values()))
+    share = sum(base[name].nbytes for name in changed) / sum(bits.nbytes for bits in base.values())
+    inputs = Inputs(root, {}, changed, share, exponent_entropy(base.values()))
     write_safetensors(inputs.base_file, base)
     write_safetensors(inputs.fine_tune_file, tuned)
     _write_shards(inputs.directory("re-sharded"), tuned)
@@ -222,7 +235,9 @@ def main(out: Path, megabytes: int) -> None:
     made = make_inputs(out, megabytes)
     for name in SETS:
         click.echo(f"{name}: {made.size(name):,} bytes in {made.directory(name)}")
-    click.echo(f"{len(made.changed)} tensors changed; {made.entropy:.2f} bits of entropy in the exponents")
+    click.echo(
+        f"{len(made.changed)} tensors changed, {made.share:.1%} of the bytes; {made.entropy:.2f} bits of entropy in the exponents"
+    )
 
 
 if __name__ == "__main__":

@@ -100,10 +100,10 @@ def _method(inputs: Inputs, scale: Scale) -> str:
     total = sum(inputs.size(name) for name in SETS)
     return f"""\
 Three sets, {total / 1e6:.0f} MB together: bf16 weights with {inputs.entropy:.2f} bits of entropy in the exponents; the
-fine-tune changed {len(inputs.changed)} tensors. Inputs, stores and results lie on one file system and in the page
-cache. Median of {scale.rounds} rounds in which the tools take turns, of {scale.load_rounds} for loads into memory; GB
-are 10^9 bytes of logical data. Commands are timed whole; libraries (csf as a library, hf_xet, zipnn) inside their
-process, without start and imports."""
+fine-tune changed {len(inputs.changed)} tensors, {inputs.share:.1%} of the bytes. Inputs, stores and results lie on one
+file system and in the page cache. Median of {scale.rounds} rounds in which the tools take turns, of
+{scale.load_rounds} for loads into memory; GB are 10^9 bytes of logical data. Commands are timed whole; libraries (csf
+as a library, hf_xet, zipnn) inside their process, without start and imports."""
 
 
 _PUT = """\
@@ -122,7 +122,8 @@ Every load is a process of its own. `safetensors` verifies nothing; the archive 
 """
 _FAILED = "This part of the run failed; its messages said why."
 _DELTA = """\
-The tensors that the fine-tune changed, at four strengths of noise.
+The tensors that the fine-tune changed, at four strengths of noise. Real pairs of checkpoints are in the tables
+of `bench/codecs.py`.
 
 """
 
