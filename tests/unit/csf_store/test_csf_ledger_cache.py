@@ -20,7 +20,7 @@ from csf_store.digest import Buffer
 from csf_store.durable import FileStat, OsFileSystem
 from csf_store.ledger_cache import LedgerCache
 from csf_store.ledger_cache_errors import CacheDamagedError, CacheUnwritableError
-from csf_store.ledger_file import LedgerLock
+from csf_store.ledger_file import LedgerFile, LedgerLock
 from csf_store.ledger_line import parse_line
 from csf_store.ledger_state import LedgerState
 from csf_store.merkle import leaf_hash, nodes_of, root_of
@@ -392,27 +392,45 @@ class TestLies:
         assert not opened(directory).is_pinned(gone, "blob", None)
         assert tell(opened(directory)) == expected[0]
 
-    def test_a_cache_that_lies_about_everything_and_whose_checksums_fit(
-        self, directory: Path, expected: tuple[dict[str, object], list[object]]
-    ) -> None:
-        """Only reading every line tells; that does, and heals it."""
+    @staticmethod
+    def _forge(directory: Path, *, root: bool, refs: bool) -> None:
+        """Makes the cache lie with checksums that fit."""
         cache = LedgerCache(directory / "ledger.sqlite", ARCHIVE.hex())
         cache.begin()
         assert cache._working is not None
         head, totals = cache._working
-        lying = head._replace(subtrees=tuple(bytes(32) for _ in head.subtrees))
-        cache._working = lying, totals._replace(refs=0, refs_sum=0)
-        cache._db.execute("DELETE FROM moves")
-        cache._db.execute("DELETE FROM refs")
+        if root:
+            head = head._replace(subtrees=tuple(bytes(32) for _ in head.subtrees))
+        if refs:
+            totals = totals._replace(refs=0, refs_sum=0)
+            cache._db.execute("DELETE FROM moves")
+            cache._db.execute("DELETE FROM refs")
+        cache._working = head, totals
         cache.commit((directory / "ledger.jsonl").stat().st_mtime_ns)
         cache.close()
-        assert opened(directory).refs() == {}
+
+    @pytest.mark.parametrize(("root", "refs"), [(True, True), (True, False), (False, True)])
+    def test_one_whose_checksums_fit(
+        self, directory: Path, expected: tuple[dict[str, object], list[object]], root: bool, refs: bool
+    ) -> None:
+        """Only reading every line tells; that does, and heals it."""
+        self._forge(directory, root=root, refs=refs)
+        assert (opened(directory).refs() == {}) == refs
+        assert (opened(directory).root() != expected[0]["root"]) == root
         audit = opened(directory).audit()
         assert audit.findings == ()
         assert audit.refs == expected[0]["refs"]
         assert (audit.checkpoint.size, audit.checkpoint.root) == (120, expected[0]["root"])
         assert tell(opened(directory)) == expected[0]
         assert proofs(opened(directory)) == expected[1]
+        assert opened(directory).audit()[3:] == ((), ())
+
+    def test_reading_all_lines_heals_a_root_that_lies(
+        self, directory: Path, expected: tuple[dict[str, object], list[object]]
+    ) -> None:
+        self._forge(directory, root=True, refs=False)
+        assert len(list(opened(directory).entries())) == 120
+        assert opened(directory).root() == expected[0]["root"]
 
     def test_flipped_bits(self, directory: Path, expected: tuple[dict[str, object], list[object]]) -> None:
         path = directory / "ledger.sqlite"
@@ -843,6 +861,15 @@ class _Sized(OsFileSystem):
 
     def write(self, fd: int, parts: Sequence[Buffer]) -> int:
         return super().write(fd, [bytes(part)[:7] for part in parts][:1])
+
+
+def test_of_a_line_without_end_only_the_beginning_is_held(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_bytes(b"a\n" + b"x" * (30 << 20) + b"\nb\n" + b"y" * 100)
+    file = LedgerFile(OsFileSystem(), tmp_path / "ledger.jsonl")
+    sizes = [len(line) for line in file.lines(0, (30 << 20) + 105)]
+    assert (sizes[0], sizes[2], len(sizes)) == (1, 1, 3)
+    assert 1 << 20 < sizes[1] < 6 << 20
+    assert len(file.read(0, 30 << 20)) <= (1 << 20) + 1
 
 
 def test_a_file_that_ends_early_is_no_trouble(directory: Path) -> None:

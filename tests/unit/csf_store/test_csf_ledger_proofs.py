@@ -428,6 +428,21 @@ class TestLines:
             parse_line(line, 0, bytes(32), "")
 
 
+def test_a_line_is_not_longer_than_a_line_may_be() -> None:
+    start = {"event": "x", "seq": 0, "time": "2026-01-02T03:04:05.000006Z", "prev": "00" * 32, "text": ""}
+    room = (1 << 20) - 1 - len(rfc8785.dumps(start))  # type: ignore[arg-type]
+    assert parse_line(rfc8785.dumps({**start, "text": "x" * room}), 0, bytes(32), "").seq == 0
+    with pytest.raises(CorruptError, match="line 0 was altered: it has more than"):
+        parse_line(rfc8785.dumps({**start, "text": "x" * (room + 1)}), 0, bytes(32), "")
+
+
+def test_a_line_is_not_older_than_the_one_above() -> None:
+    line = rfc8785.dumps({"event": "x", "seq": 0, "time": "2026-01-02T03:04:05.000006Z", "prev": "00" * 32})
+    assert parse_line(line, 0, bytes(32), "2026-01-02T03:04:05.000006Z").seq == 0
+    with pytest.raises(CorruptError, match="before the line above"):
+        parse_line(line, 0, bytes(32), "2026-01-02T03:04:05.000007Z")
+
+
 def test_proofs_are_plain_values() -> None:
     inclusion = InclusionProof(0, b"x", 1, leaf_hash(b"x"), ())
     consistency = ConsistencyProof(1, leaf_hash(b"x"), 1, leaf_hash(b"x"), ())
