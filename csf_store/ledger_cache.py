@@ -84,8 +84,8 @@ class LedgerCache(LedgerTables):
             self._db.executemany("INSERT INTO moves VALUES (?,?,?,?,?,?)", rows)
             old = self._db.execute(f"{_REF} WHERE ref=?", (ref,)).fetchone()
             count, total = old[1:3] if old else (0, 0)
-            new = (ref, count + len(rows), add_up(rows, total))
-            new = (*new, self._checksum("ref", *new))
+            tip = (ref, count + len(rows), add_up(rows, total))
+            new = (*tip, self._checksum("ref", *tip))
             self._db.execute("INSERT OR REPLACE INTO refs VALUES (?,?,?,?)", new)
         changed = [old, new] if old else [new]
         return totals._replace(refs=totals.refs + (not old), refs_sum=add_up(changed, totals.refs_sum))
