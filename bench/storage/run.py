@@ -153,9 +153,10 @@ def main(work: Path, *, quick: bool, keep: bool) -> None:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="run-", dir=work) as folder:
         results = measure_all(scale, Path(folder), installed)
-    command = f"make bench-storage{' (--quick)' if quick else ''}"
+    small = "; small sets, on which the start of every program weighs" if quick else ""
+    command = f"make bench-storage{' BENCH=--quick' if quick else ''}"
     section = report(results, machine, scale, command, installed)
-    section += f"\n\nThe run took {(time.perf_counter() - begun) / 60:.0f} minutes."
+    section += f"\n\nThe run took {(time.perf_counter() - begun) / 60:.0f} minutes{small}."
     if keep:
         write(section, growth_svg(results.growth) if results.growth else "")
     click.echo(section)
