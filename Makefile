@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers clean
+.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers faults fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,13 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	@$(BIN)/lint-imports
+
+faults: $(VENV)/.dev ## the power fails at every moment and in every way, instead of a thousand of them (an hour)
+	@CSF_FAULTS=all $(BIN)/pytest --timeout 7200 tests/faults
+
+fuzz: $(VENV)/.dev ## 100,000 broken archives through the reader; COUNT=, SECONDS=, SEED=, JOBS=
+	@$(BIN)/python tests/faults/fuzz_archives.py --count $(or $(COUNT),100000) --seconds $(or $(SECONDS),0) \
+		--seed $(or $(SEED),1) $(if $(JOBS),--jobs $(JOBS))
 
 bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
 	@$(BIN)/python bench/model_quality.py
@@ -50,4 +57,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean: ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz

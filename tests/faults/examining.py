@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,13 +45,13 @@ def limits() -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
-def examine(path: Path, known: Mapping[Digest, bytes], *, threads: bool = True) -> bool:
+def examine(path: Path, known: Mapping[Digest, bytes], *, quick: bool = False) -> bool:
     """Does with an archive what one does; returns whether it opened.
 
     Args:
         path: the archive, which is changed.
         known: contents by digest that may be in it.
-        threads: use the thread pool; without it everything happens here, which is faster for tiny archives.
+        quick: read all, verify and put, but without threads, and leave out what reads the same again.
 
     Raises:
         BrokenRuleError: if a byte came out wrong, or a fresh put was not taken or not given back.
@@ -61,17 +61,17 @@ def examine(path: Path, known: Mapping[Digest, bytes], *, threads: bool = True) 
         archive = Archive.open(path)
     except CsfError:
         return False
-    if not threads:
+    if quick:
         archive._pipeline.ordered = map  # type: ignore[assignment,method-assign]
     try:
-        _use(archive, known)
+        _use(archive, known, quick=quick)
     finally:
         with contextlib.suppress(CsfError):
             archive.close()
     return True
 
 
-def _use(archive: Archive, known: Mapping[Digest, bytes]) -> None:
+def _use(archive: Archive, known: Mapping[Digest, bytes], *, quick: bool) -> None:
     listed: set[Digest] = set(known)
     with contextlib.suppress(CsfError):
         for info in archive.objects():
@@ -84,14 +84,15 @@ def _use(archive: Archive, known: Mapping[Digest, bytes]) -> None:
         if Kind.TREE in kinds:
             with contextlib.suppress(CsfError):
                 archive.tree(digest)
-        if Kind.BLOB in kinds and digest in known:
+        if Kind.BLOB in kinds and digest in known and not quick:
             _read_tensors(archive, digest, known[digest], proven=proven[kinds.index(Kind.BLOB)])
-    for look in (
+    looks: list[Callable[[], object]] = [
         lambda: archive.verify(deep=True),
-        lambda: [entry.fields for entry in archive.ledger.entries()],
         lambda: (archive.pins(), archive.ledger.refs()),
+        lambda: [entry.fields for entry in archive.ledger.entries()],
         lambda: archive.collect(grace=0, threshold=0, dry_run=True),
-    ):
+    ]
+    for look in looks[: 2 if quick else None]:
         with contextlib.suppress(CsfError):
             look()
     _put(archive)

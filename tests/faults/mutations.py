@@ -115,7 +115,8 @@ class Mutator:
 
     def draw(self) -> tuple[str, Files]:
         """A broken archive, and what was done to which."""
-        origin = self.chance.choices(sorted(self._corpus), [8 if n == "whole" else 2 for n in sorted(self._corpus)])[0]
+        names = sorted(self._corpus)
+        origin = self.chance.choices(names, [3 if name.startswith("whole") else 1 for name in names])[0]
         files = dict(self._corpus[origin])
         done = []
         for _ in range(self.chance.choice((1, 1, 1, 2, 3))):
