@@ -31,7 +31,8 @@ def allocate(sizes: Iterable[int]) -> list[memoryview]:
     if not total:
         return [memoryview(bytearray()) for _ in lengths]
     try:
-        region = mmap.mmap(-1, total)
+        # Private: what is shared, as Python maps by default, gets no large pages.
+        region = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise StorageError(f"{total} bytes do not fit into memory ({error}); get it to a file instead") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
