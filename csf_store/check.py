@@ -18,6 +18,7 @@ from csf_store.digest import Digest
 from csf_store.errors import CorruptError, CsfError
 from csf_store.framing import FooterEntry, FramingError, RecordType, check_segment_header, segment_header_is_torn
 from csf_store.index import Index, Row, SegmentState
+from csf_store.journal import read_journal
 from csf_store.ledger import Ledger
 from csf_store.objects import KINDS, Kind
 from csf_store.pipeline import Pipeline
@@ -107,6 +108,10 @@ class Check:
 
     def everything(self, *, deep: bool, reachable_only: bool) -> VerifyReport:
         """Every byte of every segment; index against segments; ledger; completeness of what must be kept."""
+        try:
+            read_journal(self._store.fs, self._store.root, self._store.archive_id)
+        except CorruptError as error:
+            self._findings.append(Finding(str(error)))
         looked_at: set[str] = set()
         for _ in range(_ROUNDS):
             states = {name: state for name, state in self._store.segments().items() if name not in looked_at}

@@ -148,6 +148,22 @@ def check_segment_header(data: bytes, archive_id: bytes, segment_id: bytes) -> N
     raise FramingError(f"the segment is {found_segment.hex()} under another name")
 
 
+def segment_id_in(data: bytes, archive_id: bytes) -> bytes | None:
+    """The segment id that a sound segment header of this archive states, or None if these bytes are none."""
+    if len(data) != SEGMENT_HEADER_SIZE:
+        return None
+    segment_id: bytes = _SEGMENT.unpack(data)[5]
+    return segment_id if data == pack_segment_header(archive_id, segment_id) else None
+
+
+def is_foreign(data: bytes, archive_id: bytes) -> bool:
+    """Whether these bytes are the sound segment header of another archive."""
+    if len(data) != SEGMENT_HEADER_SIZE:
+        return False
+    stated: bytes = _SEGMENT.unpack(data)[4]
+    return stated != archive_id and segment_id_in(data, stated) is not None
+
+
 def pack_record_header(segment_id: bytes, header: RecordHeader) -> bytes:
     """The bytes of a record header."""
     body = _RECORD.pack(

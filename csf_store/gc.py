@@ -223,8 +223,8 @@ class Collect:
         for row in rows:
             by_segment.setdefault(row.where.segment, []).append(row)
         for segment, some in by_segment.items():
-            name = self._store.segment_name(segment)
-            rewriter.copy(name, some, lambda done: self._progress("copy", done, total))
+            path = self._store.directory / self._store.segment_name(segment)
+            rewriter.copy(path, some, lambda done: self._progress("copy", done, total))
 
     # -- the point of no return --------------------------------------------------------------------------------------
 

@@ -156,7 +156,7 @@ class _Scanner:
             table = read_footer(self._fs, self._fd, self._id, self._size)
         except FramingError:
             return False
-        return table is not None and table[len(table) - len(records) :] == records
+        return table is not None and set(records) <= set(table)  # what is damaged before it is missing in between
 
 
 def scan(fs: FileSystem, fd: int, segment_id: bytes, start: int, size: int) -> Scan:
@@ -198,8 +198,9 @@ class Looked(NamedTuple):
     scan: Scan
 
 
-def look(fs: FileSystem, path: Path) -> Looked | None:
-    """Reads a segment file; None if it is not there."""
+def look(fs: FileSystem, path: Path, segment_id: bytes | None = None) -> Looked | None:
+    """Reads a segment file, keyed with the id its name states or with another; None if it is not there."""
+    segment_id = segment_id or segment_id_of(path.name) or b""
     try:
         fd = fs.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -211,6 +212,6 @@ def look(fs: FileSystem, path: Path) -> Looked | None:
         with storage_errors(path):
             size = fs.stat(fd).size
             head = read_exact(fs, fd, SEGMENT_HEADER_SIZE, 0)
-            return Looked(size, head, scan(fs, fd, segment_id_of(path.name) or b"", SEGMENT_HEADER_SIZE, size))
+            return Looked(size, head, scan(fs, fd, segment_id, SEGMENT_HEADER_SIZE, size))
     finally:
         fs.close(fd)

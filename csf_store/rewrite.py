@@ -48,14 +48,20 @@ class Rewriter:
         self.size = 0
         """Bytes of the sealed segments."""
 
-    def copy(self, name: str, rows: Iterable[Row], progress: Callable[[int], None] | None = None) -> None:
-        """Copies records out of a segment.
+    def copy(
+        self,
+        path: Path,
+        rows: Iterable[Row],
+        progress: Callable[[int], None] | None = None,
+        *,
+        segment_id: bytes | None = None,
+    ) -> None:
+        """Copies records out of a segment, keyed with the id its name states, or with another.
 
         Raises:
             CorruptError: if one is damaged; then nothing of this can be used.
         """
-        path = self._directory / name
-        segment_id = segment_id_of(name) or b""
+        segment_id = segment_id or segment_id_of(path.name) or b""
         with storage_errors(path):
             fd = self._fs.open(path, os.O_RDONLY)
         try:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.finishing import collected_segments, finish_abandoned
 from csf_store.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
+from csf_store.healing import other_archive
 from csf_store.keeping import Waiting
 from csf_store.ledger import Ledger
 from csf_store.reading import Reading
+from csf_store.repair import Repair, RepairReport
 from csf_store.store import Store
 
 
@@ -54,6 +57,38 @@ class Upkeep(Reading):
         options = Options(grace, threshold, dry_run, wait, accepted)
         collect = Collect(self._store, self._retrieve, self.ledger, options, progress=progress, waiting=waiting)
         return collect.run()
+
+    def repair(
+        self,
+        *,
+        sources: Iterable[str | Path] = (),
+        dry_run: bool = False,
+        wait: float = WAIT,
+        progress: Callable[[int], None] | None = None,
+        waiting: Waiting | None = None,
+    ) -> RepairReport:
+        """Replaces damaged segments by what is sound in them, heals what it can, and builds the index anew.
+
+        Args:
+            sources: other archives that may have what is lost here; they are only read.
+            dry_run: look and report, change nothing.
+            wait: seconds to wait for collections and for puts that are running.
+            progress: called with the bytes of each segment read.
+            waiting: called with the seconds waited for others so far.
+
+        Returns:
+            What was damaged, healed and lost, and every object, pin and ref that is hurt.
+
+        Raises:
+            ConflictError: if others were in the way for longer than ``wait``.
+            NotFoundError: if a source is no archive.
+        """
+        with contextlib.ExitStack() as open_:
+            others = [open_.enter_context(other_archive(self._fs, Path(path), self._store.root)) for path in sources]
+            repair = Repair(
+                self._store, self.ledger, self._pipeline, sources=others, progress=progress, waiting=waiting
+            )
+            return repair.run(dry_run=dry_run, wait=wait)
 
 
 def open_store(fs: FileSystem, path: Path, archive_id: bytes, seal_at: int, ledger: Ledger) -> Store:

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "diff": ("searching", "Compare two checkpoints tensor by tensor."),
     "cat": ("getting", "Write a blob to standard output."),
     "verify": ("checking", "Read everything again and name what is damaged."),
+    "repair": ("checking", "Save what is sound, heal what can be healed, name what is lost."),
     "rm": ("putting", "Unpin: let an object go."),
     "gc": ("upkeep", "Collect garbage: free the space of what nothing leads to."),
     "log": ("auditing", "Show the ledger, and prove what it says."),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def _seconds(_context: click.Context, _option: click.Parameter, value: str) -> float:
+def seconds(_context: click.Context, _option: click.Parameter, value: str) -> float:
+    """A duration: 90, 90s, 30m, 12h, 2d, 1w."""
     found = re.fullmatch(r"(\d{1,9})([smhdw]?)", value)
     if not found:
         raise click.BadParameter(f"{value!r} is no duration; write 90, 90s, 30m, 12h, 2d or 1w")
@@ -70,7 +71,7 @@ def say_waiting(session: Session) -> Callable[[float], None]:
 @click.command()
 @click.option(
     "--grace",
-    callback=_seconds,
+    callback=seconds,
     default="1h",
     show_default=True,
     metavar="TIME",
@@ -80,7 +81,7 @@ def say_waiting(session: Session) -> Callable[[float], None]:
 @click.option("--dry-run", is_flag=True, help="Say what would go and why the rest stays; change nothing.")
 @click.option(
     "--wait",
-    callback=_seconds,
+    callback=seconds,
     default="60s",
     show_default=True,
     metavar="TIME",

@@ -245,7 +245,7 @@ class TestWhatGoes:
         rows = list(archive._store.keeper.using(lambda index: list(index.chunk_rows()) + list(index.object_rows())))
         rewriter = Rewriter(archive._store.fs, archive._store.directory, archive.id, 1 << 20)
         for row in rows:
-            rewriter.copy(archive._store.segment_name(row.where.segment), [row])
+            rewriter.copy(archive._store.directory / archive._store.segment_name(row.where.segment), [row])
         twice = rewriter.publish()
         assert len(twice) == 1
         archive._store.refresh()
@@ -262,7 +262,7 @@ class TestWhatGoes:
         first = archive.path / "segments" / archive._store.segment_name(where.segment)
         row = next(iter(archive._store.keeper.using(lambda index: list(index.chunk_rows()))))
         rewriter = Rewriter(archive._store.fs, archive._store.directory, archive.id, 1 << 20)
-        rewriter.copy(first.name, [row])
+        rewriter.copy(first, [row])
         rewriter.publish()
         _flip(first, where.offset + 500)
         before = _segments(archive)
