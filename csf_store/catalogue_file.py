@@ -18,7 +18,7 @@ import json
 import marshal
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -104,6 +104,22 @@ def check(row_crc: int, *values: bytes | int | None) -> None:
         raise CatalogueUnusableError("a row is damaged")
 
 
+def checked(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows whose last column is the CRC of the others, without it.
+
+    Raises:
+        CatalogueUnusableError: if one is damaged.
+    """
+    found = []
+    crc32, dumps = zlib.crc32, marshal.dumps  # called for every row of every answer
+    for row in rows:
+        values = row[:-1]
+        if crc32(dumps(values, _MARSHAL)) != row[-1]:
+            raise CatalogueUnusableError("a row is damaged")
+        found.append(values)
+    return found
+
+
 def text_bytes(text: str) -> bytes:
     """A name as it is kept. Names in headers may be what no UTF-8 text holds, such as half a surrogate pair."""
     return text.encode("utf-8", "surrogatepass")
@@ -167,12 +183,13 @@ class Catalogue:
         where: str = "1",
         values: Sequence[_Value] = (),
     ) -> list[tuple[Any, ...]]:
-        """The rows of a table whose column holds one of these numbers."""
-        query = f"SELECT {columns}, {column} FROM {table} WHERE {where}"  # noqa: S608
+        """The rows of a table whose column, one of those selected, holds one of these numbers."""
+        query = f"SELECT {columns} FROM {table} WHERE {where}"  # noqa: S608
         if len(numbers) <= _LISTED:
             query = f"{query} AND {column} IN (SELECT value FROM json_each(?))"  # noqa: S608
-            return [row[:-1] for row in self.rows(query, (*values, json.dumps(list(numbers))))]
-        return [row[:-1] for row in self.rows(query, values) if row[-1] in numbers]
+            return self.rows(query, (*values, json.dumps(list(numbers))))
+        place = columns.split(", ").index(column)
+        return [row for row in self.rows(query, values) if row[place] in numbers]
 
     def run(self, sql: str, values: Sequence[_Value] = ()) -> int:
         """Runs a statement; returns the number of the row it inserted, if it did."""

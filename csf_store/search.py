@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from csf_store.catalogue import with_catalogue
-from csf_store.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check
+from csf_store.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check, checked
 from csf_store.catalogue_intake import PIN, REF
 from csf_store.digest import DIGEST_SIZE, Digest, hex_digits
 from csf_store.errors import AmbiguousPrefixError, InvalidInputError, NotFoundError
@@ -25,7 +25,7 @@ from csf_store.tensor_keys import content_key
 if TYPE_CHECKING:
     from csf_store.archive import Archive
 
-_MOST: Final = (1 << 63) - 1
+_BLOBS: Final = frozenset([Kind.BLOB])
 
 
 def find(
@@ -139,6 +139,11 @@ class _Run:
         self._matched: dict[int, Matched] = {}
         self._files: list[FileAt] = []
         self._scope = self._labelled()
+        self._digests: tuple[bytes, bytes] | None = None
+        if query.digest is not None:
+            digits = hex_digits(query.digest)
+            first, last = (bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, end)) for end in "0f")
+            self._digests = first, last
 
     def answer(self, order: Order, limit: int | None) -> tuple[tuple[Hit, ...], int]:
         """The hits in order, and how many there are without the limit."""
@@ -149,8 +154,9 @@ class _Run:
             found.sort(key=lambda each: -(each.size if order == Order.SIZE else self._shared(each)))
         if order == Order.NAME:
             names = self._names(found)
-            called = {each: names.name(each.number, blob=each.kind == Kind.BLOB.number) for each in found}
-            found.sort(key=lambda each: (not called[each], called[each]))
+            called = [(names.name(each.number, blob=each.kind == Kind.BLOB.number), each) for each in found]
+            called.sort(key=_by_name)
+            found = [each for _, each in called]
             found = found[:limit]
         else:  # what is not shown needs no name
             found = found[:limit]
@@ -161,21 +167,31 @@ class _Run:
 
     def _found(self) -> list[_Object]:
         query = self._query
-        base = self._base()
         allowed = self._scope
         if query.contains is not None:
             below = self._links.number(bytes(query.contains))
             holding = self._links.above([below]) if below is not None else set()
             allowed = holding if allowed is None else allowed & holding
+        base = self._base()
         if base is None:
-            return self._objects(query.wanted, allowed, exact=True)
-        meeting = dict.fromkeys(Kind, base)
+            return [each for each in self._objects(query.wanted, allowed) if self._fits(each)]
+        numbers = {each.number for each in base}
+        found = base
         if query.kinds - {Kind.BLOB}:
-            above = self._above(base)
-            meeting = {kind: base if kind == Kind.BLOB else above for kind in Kind}
-        every = base.union(*meeting.values())
-        found = self._objects(query.wanted, every if allowed is None else every & allowed, exact=True)
-        return [each for each in found if each.number in meeting[KINDS[each.kind]]]
+            others = self._objects(query.kinds - {Kind.BLOB}, self._above(numbers))
+            found = [each for each in base if each.kind == Kind.BLOB.number] + others
+        return [
+            each
+            for each in found
+            if KINDS[each.kind] in query.wanted and (allowed is None or each.number in allowed) and self._fits(each)
+        ]
+
+    def _fits(self, found: _Object) -> bool:
+        """Whether an object has the size and the digest that are asked for."""
+        query = self._query
+        return (query.size is None or query.size.fits(found.size)) and (
+            self._digests is None or self._digests[0] <= found.digest <= self._digests[1]
+        )
 
     def _above(self, base: set[int]) -> set[int]:
         """What needs those that meet the criteria by themselves: with a path, the trees that have them there."""
@@ -195,24 +211,38 @@ class _Run:
                 scope = below if scope is None else scope & below
         return scope
 
-    def _base(self) -> set[int] | None:
+    def _base(self) -> list[_Object] | None:
         """What by itself meets the criteria of blobs, chunks and places; None where there are none."""
         query = self._query
         base = self._made_of(query.chunk) if query.chunk is not None else None
         if query.of_blobs:
-            held = self._tensors.holders
-            candidates = base if held is None else set(held) if base is None else base.intersection(held)
-            for each in self._objects(frozenset([Kind.BLOB]), candidates):
+            held = None if self._tensors.holders is None else set(self._tensors.holders)
+            made = None if base is None else {each.number for each in base}
+            limits = [each for each in (held, made, self._scope) if each is not None]
+            base = []
+            for each in self._candidates(set.intersection(*limits) if limits else None):
                 matched = self._tensors.match(each.number, each.header, each.layout)
                 if matched is not None and each.digest not in self._keys.left_out:
                     self._matched[each.number] = matched
-            base = set(self._matched)
+                    base.append(each)
         if query.path is not None:
-            self._files = self._links.files(query.path, base, self._scope)
-            base = {file.blob for file in self._files}
+            blobs = None if base is None else {each.number for each in base}
+            self._files = self._links.files(query.path, blobs, self._scope)
+            placed = {file.blob for file in self._files}
+            base = self._objects(_BLOBS, placed) if base is None else [each for each in base if each.number in placed]
+            base = [each for each in base if each.kind == Kind.BLOB.number]
         return base
 
-    def _made_of(self, chunk: Digest) -> set[int]:
+    def _candidates(self, numbers: set[int] | None) -> list[_Object]:
+        """Blobs worth a closer look: of these numbers, or by what fewest of them have in common."""
+        tensors = self._tensors
+        if numbers is not None:
+            return self._objects(_BLOBS, numbers)
+        if tensors.headers is not None:
+            return self._objects(_BLOBS, tensors.headers, "header")
+        return self._objects(_BLOBS, tensors.layouts, "layout")
+
+    def _made_of(self, chunk: Digest) -> list[_Object]:
         """The objects that list a chunk: among others, as all of a tensor, or as all of a header."""
         key, alone = bytes(chunk)[:KEY_BYTES], content_key([bytes(chunk)])
         found = set()
@@ -223,29 +253,16 @@ class _Run:
         for number, row_crc in self._catalogue.rows("SELECT id, crc FROM headers WHERE key=?", (alone,)):
             check(row_crc, number, alone)
             found.update(row[0] for row in self._catalogue.rows("SELECT id FROM objects WHERE header=?", (number,)))
-        return {each.number for each in self._objects(frozenset(Kind), found) if not each.inline}
+        return [each for each in self._objects(frozenset(Kind), found) if not each.inline]
 
-    def _objects(self, kinds: frozenset[Kind], numbers: set[int] | None, *, exact: bool = False) -> list[_Object]:
-        """Objects of some kinds and numbers; with ``exact``, of the size and digest that are asked for."""
-        where = [f"kind IN ({','.join(str(kind.number) for kind in kinds)})"]
-        values: list[bytes | int] = []
-        if exact and self._query.size is not None:
-            first, last = self._query.size
-            where.append("size BETWEEN ? AND ?")
-            values += [min(first, _MOST), _MOST if last is None else min(last, _MOST)]
-        if exact and self._query.digest is not None:
-            digits = hex_digits(self._query.digest)
-            where.append("digest BETWEEN ? AND ?")
-            values += [bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, end)) for end in "0f"]
-        said = " AND ".join(where)
+    def _objects(self, kinds: frozenset[Kind], numbers: set[int] | None, column: str = "id") -> list[_Object]:
+        """Objects of some kinds and numbers (or headers, or layouts), or of all."""
+        where = f"kind IN ({','.join(str(kind.number) for kind in kinds)})"
         if numbers is None:
-            query = f"SELECT {OBJECT_COLUMNS} FROM objects WHERE {said}"  # noqa: S608
-            rows = self._catalogue.rows(query, values)
+            rows = self._catalogue.rows(f"SELECT {OBJECT_COLUMNS} FROM objects WHERE {where}")  # noqa: S608
         else:
-            rows = self._catalogue.among(OBJECT_COLUMNS, "objects", "id", numbers, where=said, values=values)
-        for row in rows:
-            check(row[-1], *row[:-1])
-        return [_Object(*row[:-1]) for row in rows]
+            rows = self._catalogue.among(OBJECT_COLUMNS, "objects", column, numbers, where=where)
+        return list(map(_Object._make, checked(rows)))
 
     # -- spelled out -------------------------------------------------------------------------------------------------
 
@@ -279,3 +296,7 @@ class _Run:
             self._tensors.nbytes(matched) if matched else 0,
             self._tensors.spelled(matched) if matched and self._query.list_tensors else (),
         )
+
+
+def _by_name(called: tuple[str, _Object]) -> tuple[bool, str]:
+    return (not called[0], called[0])  # what has no name comes last

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
-from csf_store.catalogue_file import OBJECT_COLUMNS, Catalogue, check, text_of
+from csf_store.catalogue_file import OBJECT_COLUMNS, Catalogue, check, checked, text_of
 from csf_store.catalogue_intake import NO_PATH
 from csf_store.digest import Digest
 from csf_store.objects import Kind
 from csf_store.patterns import NamePattern
+
+_FEW: Final = 1000
 
 
 class FileAt(NamedTuple):
@@ -61,37 +63,35 @@ class LinkSearch:
             if isinstance(path, bytes) and pattern.fits(text_of(path)):
                 check(row_crc, number, path)
                 fitting.add(number)
-        links = self._links("path", fitting) if blobs is None else self._links("target", blobs)
-        return [link for link in links if link.path in fitting and (trees is None or link.tree in trees)]
+        if trees is not None and len(trees) <= _FEW:
+            links = self._links("object", trees)
+        elif blobs is not None and len(blobs) <= _FEW:
+            links = self._links("target", blobs)
+        else:
+            links = self._links("path", fitting)
+        return [
+            link
+            for link in links
+            if link.path in fitting and (trees is None or link.tree in trees) and (blobs is None or link.blob in blobs)
+        ]
 
     def files_of(self, blobs: set[int]) -> list[FileAt]:
         """Where trees hold these blobs."""
         return [link for link in self._links("target", blobs) if link.path != NO_PATH]
 
     def _links(self, column: str, numbers: set[int]) -> list[FileAt]:
-        found = []
-        for target, holder, path, row_crc in self._among("target, object, path, crc", "links", column, numbers):
-            check(row_crc, target, holder, path)
-            if holder in self._present:
-                found.append(FileAt(target, holder, path))
-        return found
+        rows = checked(self._catalogue.among("target, object, path, crc", "links", column, numbers))
+        return [link for link in map(FileAt._make, rows) if link.tree in self._present]
 
     def paths(self, numbers: set[int]) -> dict[int, str]:
         """Paths spelled out."""
-        found = {}
-        for number, path, row_crc in self._among("id, path, crc", "paths", "id", numbers):
-            check(row_crc, number, path)
-            found[number] = text_of(path)
-        return found
+        rows = checked(self._catalogue.among("id, path, crc", "paths", "id", numbers))
+        return {number: text_of(path) for number, path in rows}
 
     def trees(self, numbers: set[int]) -> dict[int, Digest]:
         """The digests of trees."""
-        found = {}
-        for *row, row_crc in self._among(OBJECT_COLUMNS, "objects", "id", numbers):
-            check(row_crc, *row)
-            if row[1] == Kind.TREE.number:
-                found[row[0]] = Digest(row[6])
-        return found
+        rows = checked(self._catalogue.among(OBJECT_COLUMNS, "objects", "id", numbers))
+        return {row[0]: Digest(row[6]) for row in rows if row[1] == Kind.TREE.number}
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -108,10 +108,7 @@ class LinkSearch:
     def labels(self, numbers: set[int]) -> dict[int, tuple[str, ...]]:
         """The names of pins and refs, each in order and once."""
         found: dict[int, set[str]] = {}
-        for number, source, name, row_crc in self._among("digest, source, name, crc", "labels", "digest", numbers):
-            check(row_crc, number, source, name)
+        rows = checked(self._catalogue.among("digest, source, name, crc", "labels", "digest", numbers))
+        for number, _, name in rows:
             found.setdefault(number, set()).add(text_of(name))
         return {number: tuple(sorted(names)) for number, names in found.items()}
-
-    def _among(self, columns: str, table: str, column: str, numbers: set[int]) -> list[tuple[Any, ...]]:
-        return self._catalogue.among(columns, table, column, numbers)

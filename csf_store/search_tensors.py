@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from csf_store.catalogue_file import KEY_BYTES, Catalogue, check, shape_of, text_bytes, text_of
+from csf_store.catalogue_file import KEY_BYTES, Catalogue, check, checked, shape_of, text_bytes, text_of
 from csf_store.patterns import NamePattern
 from csf_store.query import MetadataPattern, Query, TensorHit
 
@@ -48,7 +48,11 @@ class TensorSearch:
         self._specs = self._all_specs() if query.of_tensors else {}
         self._layouts: dict[int, _Layout] = {}
         self._fitting = self._fitting_layouts()
-        self._described = [self._having(pattern) for pattern in query.metadata]
+        self.layouts = set(self._fitting) if query.of_tensors else None
+        """The layouts with tensors that fit; None where nothing is asked of tensors."""
+        described = [self._having(pattern) for pattern in query.metadata]
+        self.headers = set.intersection(*described) if described else None
+        """The headers whose metadata fits; None where nothing is asked of it."""
         self._bytes: dict[Matched, int] = {}
         held = [self.holding(keys) for keys in content]
         self.holders: dict[int, set[int]] | None = None
@@ -63,8 +67,7 @@ class TensorSearch:
 
     def _all_specs(self) -> dict[int, _Spec]:
         specs = {}
-        for number, dtype, shape, nbytes, row_crc in self._catalogue.rows("SELECT * FROM specs"):
-            check(row_crc, number, dtype, shape, nbytes)
+        for number, dtype, shape, nbytes in checked(self._catalogue.rows("SELECT * FROM specs")):
             specs[number] = _Spec(text_of(dtype), shape_of(shape), nbytes)
         return specs
 
@@ -84,7 +87,7 @@ class TensorSearch:
             and (query.tensor_size is None or query.tensor_size.fits(spec.nbytes))
         )
 
-    def _fitting_layouts(self) -> dict[int, tuple[int, ...]]:
+    def _fitting_layouts(self) -> dict[int, Matched]:
         """Per layout the positions whose name and spec fit; layouts without any are left out."""
         query = self._query
         if not query.of_tensors:
@@ -92,8 +95,7 @@ class TensorSearch:
         names = self._names(query.tensor) if query.tensor else None
         specs = {number for number, spec in self._specs.items() if self._spec_fits(spec)} if query.of_specs else None
         fitting = {}
-        for number, key, pairs, row_crc in self._catalogue.rows("SELECT id, key, pairs, crc FROM layouts"):
-            check(row_crc, number, key, pairs)
+        for number, _, pairs in checked(self._catalogue.rows("SELECT id, key, pairs, crc FROM layouts")):
             flat = struct.unpack(f"<{len(pairs) // 4}I", pairs)
             layout = _Layout(flat[0::2], flat[1::2])
             if names is not None and names.isdisjoint(layout.names):
@@ -105,7 +107,7 @@ class TensorSearch:
             )
             if positions:
                 self._layouts[number] = layout
-                fitting[number] = positions
+                fitting[number] = Matched(number, positions)
         return fitting
 
     def _having(self, pattern: MetadataPattern) -> set[int]:
@@ -133,14 +135,16 @@ class TensorSearch:
 
     def match(self, blob: int, header: int | None, layout: int | None) -> Matched | None:
         """What of a blob meets the criteria, None if nothing does; no positions where nothing is asked of tensors."""
-        if header is None or layout is None or not all(header in having for having in self._described):
+        if header is None or layout is None or (self.headers is not None and header not in self.headers):
             return None
         if not self._query.of_tensors:
             return Matched(layout, ())
-        positions = self._fitting.get(layout, ())
-        if self.holders is not None:
-            held = self.holders.get(blob, set())
-            positions = tuple(position for position in positions if position in held)
+        if self.holders is None:
+            return self._fitting.get(layout)
+        held, fitting = self.holders.get(blob), self._fitting.get(layout)
+        if not held or fitting is None:
+            return None
+        positions = tuple(position for position in fitting.positions if position in held)
         return Matched(layout, positions) if positions else None
 
     def nbytes(self, matched: Matched) -> int:
