@@ -205,6 +205,7 @@ def main(target: Path) -> None:
         for file in path.rglob("*"):
             if file.is_file() and file not in kept:
                 file.unlink()
+        (path / "segments" / ".keep").touch()  # version control keeps no empty directory
     for rest in sorted(target.glob("source/**"), reverse=True):
         rest.rmdir()
     (target / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
