@@ -30,6 +30,7 @@ _NATIVE: Final = {
 }  # fmt: skip
 _WIDE_INTEGERS: Final = ("U64", "I64")
 _BFLOAT16: Final = "BF16"
+_COMPLEX: Final = "C64"
 
 
 class SmallFloat(NamedTuple):
@@ -135,7 +136,7 @@ class Distance(NamedTuple):
     """What adds up over the stretches of two tensors.
 
     Attributes:
-        values: how many there are.
+        values: how many there are; of complex numbers, each part counts.
         changed: how many have other bits.
         not_finite: how many of the changed are NaN or infinite on either side.
         largest: the largest absolute difference, 0 without one.
@@ -172,8 +173,10 @@ class Distance(NamedTuple):
         """``||B - A|| / ||A||``; infinite if only A is zero."""
         if self.difference.total == 0.0:
             return 0.0
-        before = self.before.root
-        return self.norm / before if before else math.inf
+        if self.before.total == 0.0:
+            return math.inf
+        scales = self.difference.scale / self.before.scale  # the norms themselves may be beyond float64
+        return scales * math.sqrt(self.difference.total / self.before.total)
 
     @property
     def fraction(self) -> float:
@@ -200,8 +203,7 @@ def distance(dtype: str, before: Buffer, after: Buffer | None, *, after_dtype: s
         # Signalling NaNs, overflow to infinity and vanishing squares are all foreseen.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             total += _block(dtype, old, after_dtype, new)
-    parts = 2 if dtype == "C64" else 1
-    return total._replace(values=count * parts)
+    return total._replace(values=count * (2 if _COMPLEX in (dtype, after_dtype) else 1))
 
 
 def _stretch(dtype: str, data: Buffer, start: int, size: int) -> memoryview:
@@ -223,6 +225,8 @@ def _block(dtype: str, old: memoryview, after_dtype: str, new: memoryview | None
     if moved is None:
         after = decode_values(after_dtype, new)
         if dtype != after_dtype:
+            if _COMPLEX in (dtype, after_dtype):
+                values, after = _in_parts(dtype, values), _in_parts(after_dtype, after)
             changed = (values != after) & ~(np.isnan(values) & np.isnan(after))
         moved = after[changed] - values[changed]
     sound = np.isfinite(moved)
@@ -232,12 +236,17 @@ def _block(dtype: str, old: memoryview, after_dtype: str, new: memoryview | None
     return Distance(0, count, len(moved) - len(distances), largest, _Square.of(distances), before)
 
 
+def _in_parts(dtype: str, values: _Floats) -> _Floats:
+    """Real and imaginary parts in turn, also of numbers that have no imaginary part."""
+    return values if dtype == _COMPLEX else np.stack([values, np.zeros_like(values)], axis=1).reshape(-1)
+
+
 def _codes(dtype: str, data: memoryview) -> NDArray[Any]:
     """The bits of every value, as numbers."""
     if DTYPE_BITS[dtype] == 4:
         codes = np.frombuffer(data, np.uint8)
         return np.stack([codes & 15, codes >> 4], axis=1).reshape(-1)
-    width = 4 if dtype == "C64" else DTYPE_BITS[dtype] // 8
+    width = 4 if dtype == _COMPLEX else DTYPE_BITS[dtype] // 8
     return np.frombuffer(data, f"<u{width}")
 
 
