@@ -83,6 +83,7 @@ class IndexKeeper:
         self._mutex = threading.RLock()
         self._changing = _FileLock(fs, root / INDEX_LOCK)
         self._looked: int | None = None
+        self._behind = False
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._index = self._open()
         try:
@@ -134,6 +135,12 @@ class IndexKeeper:
                     f"{self._path}: {error}, even after a rebuild; check the device, then delete the file"
                 ) from error
 
+    def sure(self, action: Callable[[Index], _T]) -> _T:
+        """As ``using``, but not of an index that was deleted, replaced or half read back: it would miss things."""
+        if self._behind or not self._index.is_current():
+            self.refresh()
+        return self.using(action)
+
     def rebuild(self, unusable: Index | None = None) -> None:
         """Throws an index away and reads it back from the segments, unless another thread did so meanwhile.
 
@@ -144,6 +151,7 @@ class IndexKeeper:
             if unusable is not None and self._index is not unusable:
                 return
             current = self._index.is_current()
+            self._behind = True
             self._index.close()
             if current:  # else somebody else has made a new one already
                 remove(self._path)
@@ -155,6 +163,7 @@ class IndexKeeper:
         """Brings the index in line with the files as they are now, and notices if it was replaced by another."""
         with self._mutex:
             if not self._index.is_current():
+                self._behind = True
                 self._index.close()
                 self._index = self._open()
                 self.epoch += 1
@@ -170,7 +179,7 @@ class IndexKeeper:
         """
         with self._mutex:
             journal = read_journal(self._fs, self._root, self._archive_id)
-            if not self._index.is_current():
+            if self._behind or not self._index.is_current():
                 self.refresh()
             if journal is not None:
                 self.follow(journal)
@@ -211,6 +220,7 @@ class IndexKeeper:
             with self._changing.held():
                 self._correct(index)
         self._looked = looked
+        self._behind = False
 
     def _correct(self, index: Index) -> None:
         journal = self._journal()

@@ -84,11 +84,11 @@ class Store:
 
     def find_chunk(self, digest: bytes) -> Location | None:
         """Where a chunk is, counting what this process wrote and has not committed."""
-        return self._waiting(digest, 0) or self.keeper.using(lambda index: index.chunk(digest))
+        return self._waiting(digest, 0) or self.keeper.sure(lambda index: index.chunk(digest))
 
     def find_object(self, digest: bytes, kind: Kind) -> Location | None:
         """Where an object is, counting what this process wrote and has not committed."""
-        return self._waiting(digest, kind.number) or self.keeper.using(lambda index: index.object(digest, kind.number))
+        return self._waiting(digest, kind.number) or self.keeper.sure(lambda index: index.object(digest, kind.number))
 
     def _waiting(self, digest: bytes, kind: int) -> Location | None:
         if not self._pending_at:
@@ -99,24 +99,24 @@ class Store:
 
     def kinds(self, digest: bytes) -> list[Kind]:
         """As which kinds a digest is known. A kind that a newer version added is passed over."""
-        return [Kind.of(number) for number in self.keeper.using(lambda index: index.kinds(digest)) if number in KINDS]
+        return [Kind.of(number) for number in self.keeper.sure(lambda index: index.kinds(digest)) if number in KINDS]
 
     def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, Kind]]:
         """Digest and kind of the objects between two digests."""
-        rows = self.keeper.using(lambda index: index.objects(first, last, limit))
+        rows = self.keeper.sure(lambda index: index.objects(first, last, limit))
         return [(digest, Kind.of(number)) for digest, number in rows if number in KINDS]
 
     def chunk_digests(self) -> list[bytes]:
         """Every chunk the index knows."""
-        return self.keeper.using(Index.chunk_digests)
+        return self.keeper.sure(Index.chunk_digests)
 
     def segments(self) -> dict[str, SegmentState]:
         """Every segment the index knows."""
-        return self.keeper.using(Index.segments)
+        return self.keeper.sure(Index.segments)
 
     def lost(self) -> list[Lost]:
         """What the index knew and the segments no longer hold."""
-        return self.keeper.using(Index.lost)
+        return self.keeper.sure(Index.lost)
 
     def forgive(self, needed: Callable[[bytes], bool]) -> None:
         """Strikes what nobody needs from the list of what is lost."""

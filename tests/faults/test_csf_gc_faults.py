@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from kept import INDEX, SEAL, index_files, indexes, make, names, sound
 from mortal import Dead, Mortal, abandon
 
 from csf_store import Archive, CorruptError, CsfError, Digest, Kind, StorageError
@@ -22,54 +21,11 @@ from csf_store.gc import Collect
 from csf_store.index import Index
 from csf_store.journal import JOURNAL
 
-INDEX = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm")
-SEAL = 60_000
-
-
-def _safetensors(values: np.ndarray) -> bytes:
-    header = b'{"t":{"dtype":"BF16","shape":[%d],"data_offsets":[0,%d]}}' % (values.size, values.nbytes)
-    return len(header).to_bytes(8, "little") + header + values.tobytes()
-
-
-def _bf16(values: np.ndarray) -> np.ndarray:
-    return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
-
-
-def _make(path: Path) -> tuple[dict[Digest, bytes], list[bytes]]:
-    """Sealed and unsealed segments with what is pinned, what is garbage, and a pinned difference whose base is not."""
-    chance = random.Random(5)
-    noise = np.random.default_rng(5)
-    kept: dict[Digest, bytes] = {}
-    garbage = []
-    base = noise.standard_normal(40_000) * 0.02
-    tuned = base + noise.standard_normal(40_000) * 0.02e-3
-    with Archive.open(path, create=True, seal_at=SEAL) as archive:
-        for number in range(9):
-            content = chance.randbytes(chance.choice([40, 9000, 70_000]))
-            digest = archive.put_bytes(content).digest
-            if number % 2:
-                archive.pin(digest, kind=Kind.BLOB, name=str(number))
-                kept[digest] = content
-            else:
-                garbage.append(content)
-        source = path.parent / "tuned.safetensors"
-        source.write_bytes(_safetensors(_bf16(tuned)))
-        first = archive.put_bytes(_safetensors(_bf16(base))).digest
-        garbage.append(_safetensors(_bf16(base)))
-        stored = archive.put_file(source, base=archive.base(first))
-        archive.pin(stored.digest, kind=Kind.BLOB, name="tuned")
-        kept[stored.digest] = source.read_bytes()
-        blob = archive.put_bytes(b"linked" * 20).digest
-        manifest = archive.put_bytes(b"manifest", kind=Kind.MANIFEST, links=[blob]).digest
-        archive.ledger.append("ref.set", ref="prod", **{"from": None, "to": str(manifest)})
-        kept[blob], kept[manifest] = b"linked" * 20, b"manifest"
-    return kept, garbage
-
 
 @pytest.fixture
 def made(scratch: Path) -> tuple[Path, dict[Digest, bytes], list[bytes]]:
     (scratch / "made").mkdir()
-    kept, garbage = _make(scratch / "made" / "archive")
+    kept, garbage = make(scratch / "made" / "archive")
     return scratch / "made" / "archive", kept, garbage
 
 
@@ -88,28 +44,6 @@ def _run(path: Path, fs: Mortal) -> None:
             archive.close()
 
 
-def _indexes(path: Path, before: dict[str, bytes]) -> Iterator[str]:
-    """The index as it was left; deleted; and as it was before the collection."""
-    yield "left"
-    for name in INDEX:
-        (path / name).unlink(missing_ok=True)
-    yield "deleted"
-    for name in INDEX:
-        (path / name).unlink(missing_ok=True)
-    for name, content in before.items():
-        (path / name).write_bytes(content)
-    yield "from before"
-
-
-def _sound(path: Path, kept: dict[Digest, bytes], label: str) -> None:
-    with Archive.open(path, seal_at=SEAL) as archive:
-        for digest, content in kept.items():
-            assert archive.get_bytes(digest) == content, label
-        report = archive.verify(deep=True)
-        assert report.findings == (), (label, report)
-        assert not (path / JOURNAL).exists()
-
-
 def _ends(path: Path, kept: dict[Digest, bytes], garbage: list[bytes]) -> None:
     """What was not promised can be put again and is whole; a collection that is let live cleans up."""
     with Archive.open(path, seal_at=SEAL) as archive:
@@ -118,17 +52,9 @@ def _ends(path: Path, kept: dict[Digest, bytes], garbage: list[bytes]) -> None:
         archive.collect(grace=0, threshold=0)
         assert {info.digest for info in archive.objects()} == kept.keys()
         assert archive.verify(deep=True).findings == ()
-        assert all(name.endswith(".csfs") for name in _names(path))
+        assert all(name.endswith(".csfs") for name in names(path))
         once = [entry.fields["id"] for entry in archive.ledger.entries() if entry.event == "collected"]
         assert len(once) == len(set(once))
-
-
-def _names(path: Path) -> set[str]:
-    return {each.name for each in (path / "segments").iterdir()}
-
-
-def _index_files(path: Path) -> dict[str, bytes]:
-    return {name: (path / name).read_bytes() for name in INDEX[:2] if (path / name).exists()}
 
 
 def _steps(made: Path, scratch: Path) -> list[str]:
@@ -141,7 +67,7 @@ def _steps(made: Path, scratch: Path) -> list[str]:
 
 def test_killed_at_every_step(made: tuple[Path, dict[Digest, bytes], list[bytes]], scratch: Path) -> None:
     path, kept, garbage = made
-    before = _index_files(path)
+    before = index_files(path)
     steps = _steps(path, scratch)
     assert len(steps) > 40
     for number, step in enumerate(steps):
@@ -149,10 +75,10 @@ def test_killed_at_every_step(made: tuple[Path, dict[Digest, bytes], list[bytes]
             here = scratch / f"{number}-{index}"
             shutil.copytree(path, here)
             _run(here, Mortal(number))
-            for now in _indexes(here, before):
+            for now in indexes(here, before):
                 if now == index:
                     break
-            _sound(here, kept, f"step {number} ({step}), index {index}")
+            sound(here, kept, f"step {number} ({step}), index {index}")
             if number % 3 == 0:
                 _ends(here, kept, garbage)
             shutil.rmtree(here)
@@ -172,7 +98,7 @@ def test_an_error_at_every_step(
                 here, fs=Mortal(number, lambda: OSError(trouble, os.strerror(trouble))), seal_at=SEAL
             )
         except StorageError:
-            _sound(here, kept, step)
+            sound(here, kept, step)
             shutil.rmtree(here)
             continue
         with archive:
@@ -183,7 +109,7 @@ def test_an_error_at_every_step(
             for digest, content in kept.items():
                 assert archive.get_bytes(digest) == content, (number, step)
             assert archive.get_bytes(archive.put_bytes(garbage[0]).digest) == garbage[0]
-        _sound(here, kept, step)
+        sound(here, kept, step)
         _ends(here, kept, garbage)
         shutil.rmtree(here)
 
@@ -206,7 +132,7 @@ def test_killed_around_the_index(
     _run(path, fs)
     monkeypatch.undo()
     assert (path / JOURNAL).exists()
-    _sound(path, kept, when)
+    sound(path, kept, when)
     _ends(path, kept, garbage)
 
 
@@ -252,7 +178,7 @@ def test_killed_by_the_system(made: tuple[Path, dict[Digest, bytes], list[bytes]
         if number % 4 == 3:
             for name in INDEX:
                 (here / name).unlink(missing_ok=True)
-        _sound(here, kept, f"round {number}")
+        sound(here, kept, f"round {number}")
         _ends(here, kept, garbage)
         shutil.rmtree(here)
     assert died > 2
@@ -281,7 +207,7 @@ class TestAChunkThatTwoFightOver:
         monkeypatch.setattr(Collect, "_decide", meanwhile)
         with Archive.open(path, seal_at=SEAL) as archive:
             archive.collect(grace=0, threshold=0)
-        _sound(path, kept, "")
+        sound(path, kept, "")
 
     def test_a_put_that_looked_and_has_not_committed_is_waited_for(
         self, made: tuple[Path, dict[Digest, bytes], list[bytes]], monkeypatch: pytest.MonkeyPatch
@@ -312,7 +238,7 @@ class TestAChunkThatTwoFightOver:
         with Archive.open(path, seal_at=SEAL) as archive:
             archive.collect(grace=0, threshold=0)
         thread.join()
-        _sound(path, kept | {Digest.of(content): content}, "")
+        sound(path, kept | {Digest.of(content): content}, "")
 
     def test_a_ref_that_moves_between_the_look_and_the_decision(
         self, made: tuple[Path, dict[Digest, bytes], list[bytes]], monkeypatch: pytest.MonkeyPatch
@@ -330,7 +256,7 @@ class TestAChunkThatTwoFightOver:
         monkeypatch.setattr(Collect, "_decide", meanwhile)
         with Archive.open(path, seal_at=SEAL) as archive:
             archive.collect(grace=0, threshold=0)
-        _sound(path, kept | {target: garbage[1]}, "")
+        sound(path, kept | {target: garbage[1]}, "")
 
     def test_the_index_is_deleted_before_the_decision(
         self, made: tuple[Path, dict[Digest, bytes], list[bytes]], monkeypatch: pytest.MonkeyPatch
@@ -347,7 +273,7 @@ class TestAChunkThatTwoFightOver:
         with Archive.open(path, seal_at=SEAL) as archive:
             archive.collect(grace=0, threshold=0)
         monkeypatch.undo()
-        _sound(path, kept, "")
+        sound(path, kept, "")
         _ends(path, kept, garbage)
 
     def test_verify_during_a_collection_reports_nothing(
@@ -367,7 +293,7 @@ class TestAChunkThatTwoFightOver:
             report = archive.verify(deep=True)
             assert done[0].removed
             assert report.findings == ()
-        _sound(path, kept, "")
+        sound(path, kept, "")
 
 
 class TestJournal:
@@ -384,7 +310,7 @@ class TestJournal:
         good = journal.read_bytes()
         for offset in range(0, len(good), 7):
             journal.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
-            files = _names(path)
+            files = names(path)
             with Archive.open(path, seal_at=SEAL) as archive:
                 for digest, content in kept.items():
                     assert archive.get_bytes(digest) == content
@@ -392,10 +318,10 @@ class TestJournal:
                     archive.put_bytes(b"new")
                 with pytest.raises(CorruptError, match="csf repair"):
                     archive.collect(grace=0)
-            assert _names(path) == files
+            assert names(path) == files
         journal.write_bytes(good)
         assert not fs.dead
-        _sound(path, kept, "")
+        sound(path, kept, "")
         _ends(path, kept, garbage)
 
     def test_what_came_is_proven_before_what_went_is_deleted(
@@ -406,9 +332,9 @@ class TestJournal:
         whole = Mortal()
         _run(path.parent / "copy", whole)
         at = next(number for number, what in enumerate(whole.diary) if what.startswith("unlink"))
-        before = _names(path)
+        before = names(path)
         _run(path, Mortal(at))
-        came = _names(path) - before
+        came = names(path) - before
         assert came
         for name in came:
             segment = path / "segments" / name
@@ -420,4 +346,4 @@ class TestJournal:
                 assert archive.get_bytes(digest) == content
             with pytest.raises(CsfError, match="csf repair"):
                 archive.put_bytes(b"new")
-        assert before <= _names(path)
+        assert before <= names(path)
