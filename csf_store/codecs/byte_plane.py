@@ -191,7 +191,7 @@ def _places(gaps: Bytes, count: int, exceptions: int) -> _Places:
         CodecError: if they are not as many, or not all among ``count`` values.
     """
     ends = gaps != _SKIP
-    if np.count_nonzero(ends) == exceptions:
+    if np.count_nonzero(ends) == exceptions and ends[-1]:
         places: _Places = np.cumsum(gaps, dtype=np.intp)[ends]
         np.add(places, np.arange(exceptions), out=places)
         if places[-1] < count:
@@ -251,8 +251,10 @@ class PlaneReader:
         length, exceptions, gaps = _FIELDS.unpack_from(body)
         end = _FIELDS.size + length
         most = most_exceptions(self._count)
-        if end > len(body) or exceptions > most or gaps > most + self._count // _SKIP or (gaps and not exceptions):
+        if end > len(body) or exceptions > most or gaps > most + self._count // _SKIP:
             raise CodecError("a plane's fields do not fit its record")
+        if bool(gaps) != bool(exceptions):
+            raise CodecError("a plane has gaps but no exceptions, or exceptions but no gaps")
         if bool(length) != bool(self._bits):
             raise CodecError("a plane's fields have no bits but bytes, or bits but no bytes")
         size = packed_size(self._count, self._bits)

@@ -29,52 +29,27 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from csf_store.codecs.base import CodecError, Hint, Plan
-from csf_store.codecs.byte_plane import PlaneReader, write_plane
+from csf_store.codecs.byte_plane import HEAD, PlaneReader, write_plane
 from csf_store.codecs.plane_choice import Choice, Form, sample_of
 from csf_store.codecs.planes import UNSIGNED, WIDTHS
+from csf_store.codecs.steps import LAYOUTS, Layout, Sorted, Values, flip, ordered, sort, spare_bits, unzigzag, zigzag
 from csf_store.digest import Buffer
 
 _HEAD: Final = struct.Struct("<BBBBHH")
 _GROUP: Final = struct.Struct("<HHI")
 _SEGMENT: Final = 4096
 """Values a segment has at least, where there are so many: below that, its heads outweigh what they say."""
+_SAMPLE_SEGMENT: Final = 512
+_TABLE: Final = 24
+"""Bytes that a segment's frames take for their heads and code tables, roughly."""
 _MAX_EXPONENT: Final = 11
 BLOCK: Final = 1 << 16
 """Values that are sorted at a time: they, their keys and their places stay in a core's own cache."""
-
-_Values: TypeAlias = np.ndarray[Any, Any]
-"""Signed or unsigned integers of the width of a value."""
-_Places = npt.NDArray[np.intp]
-
-_SIGNED: Final = {width: np.dtype(f"<i{width}") for width in UNSIGNED}
-
-
-class _Layout(NamedTuple):
-    """How wide a value is, bits below its exponent, bits of that, and low bits that are zero in all values."""
-
-    width: int
-    mantissa: int
-    exponent: int
-    shift: int = 0
-
-
-_LAYOUTS: Final[Mapping[str, _Layout]] = {
-    "F8_E4M3": _Layout(1, 3, 4),
-    "F8_E4M3FNUZ": _Layout(1, 3, 4),
-    "F8_E5M2": _Layout(1, 2, 5),
-    "F8_E5M2FNUZ": _Layout(1, 2, 5),
-    "F16": _Layout(2, 10, 5),
-    "BF16": _Layout(2, 7, 8),
-    "F32": _Layout(4, 23, 8),
-    "C64": _Layout(4, 23, 8),
-    "F64": _Layout(8, 52, 11),
-}
 
 
 class _Group(NamedTuple):
@@ -85,83 +60,13 @@ class _Group(NamedTuple):
     size: int
 
 
-class _Sorted(NamedTuple):
-    """A block's places in the order of its base's exponents; exponent ``first + i`` has those from ``bounds[i]`` on."""
-
-    places: _Places
-    first: int
-    bounds: list[int]
-
-
-def _exponents(base: _Values, layout: _Layout) -> npt.NDArray[Any]:
-    """The exponent field of each value, in as few bytes as hold it."""
-    moved = np.right_shift(base, layout.mantissa)
-    if layout.exponent not in (8, 0):
-        np.bitwise_and(moved, (1 << layout.exponent) - 1, out=moved)
-    return moved.astype(np.uint8 if layout.exponent <= 8 else np.uint16)
-
-
-def _sort(base: _Values, layout: _Layout) -> _Sorted:
-    """The stable sort of a block. Both sides do it, so the order takes no bytes."""
-    keys = _exponents(base, layout)
-    places = np.argsort(keys, kind="stable")
-    first, last = int(keys[places[0]]), int(keys[places[-1]])
-    wanted = np.arange(first, last + 1, dtype=keys.dtype)
-    bounds = np.searchsorted(keys, wanted, sorter=places).tolist()
-    return _Sorted(places, first, [*bounds, len(places)])
-
-
-def _ordered(values: _Values, layout: _Layout) -> _Values:
-    """Signed integers in the order of the floats; a copy."""
-    signed: _Values = np.right_shift(values.view(_SIGNED[layout.width]), layout.shift)
-    if layout.exponent:
-        _flip(signed, layout)
-    return signed
-
-
-def _flip(signed: _Values, layout: _Layout) -> None:
-    """Turns bits into order and order into bits, in place: it is its own inverse."""
-    bits = 8 * layout.width
-    flips = np.right_shift(signed, bits - 1)
-    np.bitwise_and(flips, (1 << (bits - 1 - layout.shift)) - 1, out=flips)
-    np.bitwise_xor(signed, flips, out=signed)
-
-
-def _zigzag(steps: _Values) -> _Values:
-    """Signed steps as unsigned numbers, small for small steps; destroys ``steps``."""
-    signs = np.right_shift(steps, 8 * steps.itemsize - 1)
-    np.left_shift(steps, 1, out=steps)
-    np.bitwise_xor(steps, signs, out=steps)
-    return steps.view(UNSIGNED[steps.itemsize])
-
-
-def _unzigzag(numbers: _Values) -> _Values:
-    """The inverse of ``_zigzag``; destroys ``numbers``."""
-    signs = np.bitwise_and(numbers, 1).view(_SIGNED[numbers.itemsize])
-    np.negative(signs, out=signs)
-    np.right_shift(numbers, 1, out=numbers)
-    steps: _Values = numbers.view(signs.dtype)
-    np.bitwise_xor(steps, signs, out=steps)
-    return steps
-
-
-def _spare_bits(values: _Values, base: _Values) -> int:
-    """How many low bits are zero in all of both: what is left where a wide float holds numbers of a narrow one."""
-    used = 0
-    for each in (sample_of(values), sample_of(base), values, base):  # the samples first: they nearly always settle it
-        used |= int(np.bitwise_or.reduce(each))
-        if used & 1:
-            return 0
-    return (used & -used).bit_length() - 1 if used else 0
-
-
-def _segments(counts: Mapping[int, int]) -> list[_Group]:
-    """Groups, cut into segments: a short one shares its neighbour's planes."""
+def _segments(counts: Mapping[int, int], least: int) -> list[_Group]:
+    """Groups, cut into segments of ``least`` values or more: a short group shares its neighbour's planes."""
     groups: list[_Group] = []
-    filled = _SEGMENT
+    filled = least
     left = sum(counts.values())
     for exponent in sorted(counts):
-        begins = not groups or (filled >= _SEGMENT and left >= _SEGMENT)
+        begins = not groups or (filled >= least and left >= least)
         filled = counts[exponent] + (0 if begins else filled)
         left -= counts[exponent]
         groups.append(_Group(exponent, begins, counts[exponent]))
@@ -179,6 +84,37 @@ def _runs(groups: list[_Group]) -> Iterator[list[_Group]]:
         yield run
 
 
+class _Differences(NamedTuple):
+    """The numbers of a chunk: by the base's exponent, in pieces that follow each other."""
+
+    layout: Layout
+    groups: list[_Group]
+    pieces: dict[int, list[Values]]
+
+
+def _differences(values: Values, base: Values, dtype: str, least: int) -> _Differences:
+    width = values.itemsize
+    layout = LAYOUTS.get(dtype, Layout(width, 0, 0))._replace(shift=spare_bits(values, base))
+    moved = np.empty_like(values)
+    pieces: dict[int, list[Values]] = {}
+    for start in range(0, len(values), BLOCK):
+        theirs = base[start : start + BLOCK]
+        steps = ordered(values[start : start + BLOCK], layout)
+        np.subtract(steps, ordered(theirs, layout), out=steps)
+        _gather(zigzag(steps), theirs, layout, moved[start : start + BLOCK], pieces)
+    groups = _segments({exponent: sum(map(len, parts)) for exponent, parts in pieces.items()}, least)
+    return _Differences(layout, groups, pieces)
+
+
+def _write(found: _Differences) -> list[Buffer]:
+    """Everything that is stored but the tail, in parts to be joined."""
+    stored: list[Buffer] = [_HEAD.pack(*found.layout, len(found.groups), 0)]
+    stored += [_GROUP.pack(*group) for group in found.groups]
+    for run in _runs(found.groups):
+        stored += _write_numbers(np.concatenate([piece for group in run for piece in found.pieces[group.exponent]]))
+    return stored
+
+
 class DeltaCodec:
     """Differences to a base, grouped by the base's exponents."""
 
@@ -191,37 +127,26 @@ class DeltaCodec:
         return width > 0 and hint.base is not None and len(hint.base) == len(raw) >= 64 * width
 
     def plan(self, raw: Buffer, hint: Hint) -> Plan:
-        """By encoding a sample: the same places of both."""
+        """By encoding a sample: the same places of both, and segments as much smaller as the sample is."""
         dtype = UNSIGNED[WIDTHS.get(hint.dtype, 1)]
-        whole = len(raw) // dtype.itemsize
-        sample = sample_of(np.frombuffer(raw, dtype, whole))
-        base = sample_of(np.frombuffer(hint.base or b"", dtype, whole))
-        size = len(self.encode(sample.data, hint._replace(base=base.data))) * len(raw) / sample.nbytes
-        return Plan(size, partial(self.encode, raw, hint))
+        count = len(raw) // dtype.itemsize
+        sample = sample_of(np.frombuffer(raw, dtype, count))
+        base = sample_of(np.frombuffer(hint.base or b"", dtype, count))
+        scale = count / max(1, len(sample))
+        found = _differences(sample, base, hint.dtype, max(_SAMPLE_SEGMENT, int(_SEGMENT / scale)))
+        heads = sum(group.begins for group in found.groups) * (dtype.itemsize * HEAD.size + _TABLE)
+        size = sum(map(len, _write(found))) - heads
+        return Plan(size * scale + heads, partial(self.encode, raw, hint))
 
     def encode(self, raw: Buffer, hint: Hint) -> Buffer:
         """Sorts, takes differences, and writes the planes of each segment."""
-        width = WIDTHS.get(hint.dtype, 1)
-        layout = _LAYOUTS.get(hint.dtype, _Layout(width, 0, 0))
-        count = len(raw) // width
+        dtype = UNSIGNED[WIDTHS.get(hint.dtype, 1)]
+        count = len(raw) // dtype.itemsize
         if hint.base is None or len(hint.base) != len(raw):
             raise CodecError("delta: there is no base of the same length")
-        values = np.frombuffer(raw, UNSIGNED[width], count)
-        base = np.frombuffer(hint.base, UNSIGNED[width], count)
-        layout = layout._replace(shift=_spare_bits(values, base))
-        moved = np.empty(count, values.dtype)
-        pieces: dict[int, list[_Values]] = {}
-        for start in range(0, count, BLOCK):
-            theirs = base[start : start + BLOCK]
-            steps = _ordered(values[start : start + BLOCK], layout)
-            np.subtract(steps, _ordered(theirs, layout), out=steps)
-            _gather(_zigzag(steps), theirs, layout, moved[start : start + BLOCK], pieces)
-        groups = _segments({exponent: sum(map(len, parts)) for exponent, parts in pieces.items()})
-        stored: list[Buffer] = [_HEAD.pack(*layout, len(groups), 0)]
-        stored += [_GROUP.pack(*group) for group in groups]
-        for run in _runs(groups):
-            stored += _write_numbers(np.concatenate([piece for group in run for piece in pieces[group.exponent]]))
-        return b"".join([*stored, memoryview(raw)[count * width :]])
+        values, base = (np.frombuffer(each, dtype, count) for each in (raw, hint.base))
+        tail = memoryview(raw)[count * dtype.itemsize :]
+        return b"".join([*_write(_differences(values, base, hint.dtype, _SEGMENT)), tail])
 
     def decode_into(self, stored: Buffer, out: memoryview, base: Buffer | None = None) -> None:
         """Decodes the segments, redoes the sort, and adds the base."""
@@ -235,7 +160,7 @@ class DeltaCodec:
             raise CodecError(f"delta: width {width}, shift {shift}, exponent of {exponent} bits can not be")
         if mantissa + exponent != (8 * width - 1 if exponent else 0):
             raise CodecError(f"delta: {mantissa} bits below an exponent of {exponent} can not be")
-        layout = _Layout(width, mantissa, exponent, shift)
+        layout = Layout(width, mantissa, exponent, shift)
         count, tail = divmod(len(out), width)
         groups = _read_groups(view, number, count, exponent)
         numbers, end = _read_numbers(view, _HEAD.size + _GROUP.size * number, groups, layout, count)
@@ -246,20 +171,20 @@ class DeltaCodec:
         out[count * width :] = view[end:]
 
 
-def _gather(numbers: _Values, base: _Values, layout: _Layout, moved: _Values, pieces: dict[int, list[_Values]]) -> None:
+def _gather(numbers: Values, base: Values, layout: Layout, moved: Values, pieces: dict[int, list[Values]]) -> None:
     """Puts a block's numbers in order, into ``moved``, and notes which are those of each group."""
     if not layout.exponent:
         np.copyto(moved, numbers)
         pieces.setdefault(0, []).append(moved)
         return
-    order = _sort(base, layout)
+    order = sort(base, layout)
     np.take(numbers, order.places, out=moved, mode="clip")
     for index, (first, last) in enumerate(pairwise(order.bounds), order.first):
         if first < last:
             pieces.setdefault(index, []).append(moved[first:last])
 
 
-def _write_numbers(numbers: _Values) -> list[Buffer]:
+def _write_numbers(numbers: Values) -> list[Buffer]:
     """The planes of a segment."""
     largest = int(numbers.max())
     parts: list[Buffer] = []
@@ -289,7 +214,7 @@ def _read_groups(view: memoryview, number: int, count: int, bits: int) -> list[_
     return groups
 
 
-def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: _Layout, count: int) -> tuple[_Values, int]:
+def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: Layout, count: int) -> tuple[Values, int]:
     """The numbers of all segments, one after the other, and where the stored ones end."""
     numbers = np.empty(count, UNSIGNED[layout.width])
     start = 0
@@ -304,7 +229,7 @@ def _read_numbers(view: memoryview, at: int, groups: list[_Group], layout: _Layo
     return numbers, at
 
 
-def _join_planes(planes: list[PlaneReader], numbers: _Values) -> None:
+def _join_planes(planes: list[PlaneReader], numbers: Values) -> None:
     widened = np.empty(min(BLOCK, len(numbers)), numbers.dtype)
     for start in range(0, len(numbers), BLOCK):
         block = numbers[start : start + BLOCK]
@@ -317,7 +242,7 @@ def _join_planes(planes: list[PlaneReader], numbers: _Values) -> None:
                 np.bitwise_or(block, room, out=block)
 
 
-def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout, values: _Values) -> None:
+def _add(numbers: Values, groups: list[_Group], base: Values, layout: Layout, values: Values) -> None:
     """Puts the numbers back in place, block by block, and adds them to the base."""
     cursors: dict[int, int] = {}
     ends: dict[int, int] = {}
@@ -326,23 +251,23 @@ def _add(numbers: _Values, groups: list[_Group], base: _Values, layout: _Layout,
         cursors[group.exponent] = at
         at += group.size
         ends[group.exponent] = at
-    ordered, placed = (np.empty(min(BLOCK, len(values)), numbers.dtype) for _ in range(2))
+    sorted_numbers, placed = (np.empty(min(BLOCK, len(values)), numbers.dtype) for _ in range(2))
     for start in range(0, len(values), BLOCK):
         theirs = base[start : start + BLOCK]
         here = numbers[start : start + BLOCK]
         if layout.exponent:
-            order = _sort(theirs, layout)
-            _collect(numbers, order, cursors, ends, ordered)
+            order = sort(theirs, layout)
+            _collect(numbers, order, cursors, ends, sorted_numbers)
             here = placed[: len(theirs)]
-            here[order.places] = ordered[: len(theirs)]
-        steps = _unzigzag(here)
-        np.add(steps, _ordered(theirs, layout), out=steps)
+            here[order.places] = sorted_numbers[: len(theirs)]
+        steps = unzigzag(here)
+        np.add(steps, ordered(theirs, layout), out=steps)
         if layout.exponent:
-            _flip(steps, layout)
+            flip(steps, layout)
         np.left_shift(steps, layout.shift, out=values[start : start + BLOCK].view(steps.dtype))
 
 
-def _collect(numbers: _Values, order: _Sorted, cursors: dict[int, int], ends: dict[int, int], out: _Values) -> None:
+def _collect(numbers: Values, order: Sorted, cursors: dict[int, int], ends: dict[int, int], out: Values) -> None:
     """The numbers of a block, in its order, from the groups they are stored in."""
     for exponent, (first, last) in enumerate(pairwise(order.bounds), order.first):
         if first == last:
