@@ -17,9 +17,10 @@ from typing import Final, NamedTuple
 from csf_store.digest import Digest
 from csf_store.errors import CorruptError, CsfError
 from csf_store.framing import FooterEntry, FramingError, RecordType, check_segment_header, segment_header_is_torn
-from csf_store.index import Index, Row, SegmentState
+from csf_store.index import Index
+from csf_store.index_rows import Row, SegmentState
 from csf_store.journal import read_journal
-from csf_store.ledger import Ledger
+from csf_store.ledger.ledger import Ledger
 from csf_store.objects import KINDS, Kind
 from csf_store.pipeline import Pipeline
 from csf_store.recovery import Gap, Looked, look

@@ -14,7 +14,8 @@ from csf_store.framing import (
     segment_header_is_torn,
     segment_id_in,
 )
-from csf_store.index import Index, SegmentState
+from csf_store.index import Index
+from csf_store.index_rows import SegmentState
 from csf_store.inventory import Held, Inventory, Key
 from csf_store.recovery import Looked, Scan, look
 from csf_store.segment import segment_id_of

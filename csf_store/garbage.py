@@ -27,7 +27,8 @@ from csf_store.framing import (
     check_segment_header,
     segment_header_is_torn,
 )
-from csf_store.index import Index, Location, Row, SegmentState
+from csf_store.index import Index
+from csf_store.index_rows import Location, Row, SegmentState
 from csf_store.mark import Mark, Reason
 from csf_store.objects import KINDS
 from csf_store.recovery import scan

@@ -29,10 +29,10 @@ from csf_store.errors import RefusedError
 from csf_store.finishing import finish, upkeep
 from csf_store.framing import FOOTER_ENTRY_SIZE, RECORD_HEADER_SIZE, SEGMENT_HEADER_SIZE, TRAILER_SIZE
 from csf_store.garbage import Survey, where_in_use
-from csf_store.index import Row
+from csf_store.index_rows import Row
 from csf_store.journal import Journal, write_journal
 from csf_store.keeping import COLLECT_LOCK, Waiting, alone
-from csf_store.ledger import Ledger
+from csf_store.ledger.ledger import Ledger
 from csf_store.mark import Mark, Reason
 from csf_store.objects import KINDS
 from csf_store.retrieve import Retrieve

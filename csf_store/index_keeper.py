@@ -22,7 +22,8 @@ from typing import Final, TypeVar
 from csf_store.durable import FileStat, FileSystem, storage_errors
 from csf_store.errors import CorruptError, StorageError
 from csf_store.framing import FooterEntry, FramingError
-from csf_store.index import Index, IndexUnusableError, SegmentState, remove
+from csf_store.index import Index, remove
+from csf_store.index_rows import IndexUnusableError, SegmentState
 from csf_store.intake import Intake
 from csf_store.journal import JOURNAL, Journal, read_journal
 from csf_store.segment import read_footer, segment_id_of

@@ -27,7 +27,8 @@ from csf_store.framing import (
     RecordType,
     segment_header_is_torn,
 )
-from csf_store.index import Index, SegmentState
+from csf_store.index import Index
+from csf_store.index_rows import SegmentState
 from csf_store.objects import ObjectBody, unpack_object
 from csf_store.recovery import scan
 from csf_store.segment import read_footer, segment_id_of

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from csf_store.durable import FileSystem, read_exact, storage_errors
 from csf_store.framing import RECORD_HEADER_SIZE, ZERO_DIGEST, FooterEntry, FramingError, RecordType
-from csf_store.index import Location, Row
+from csf_store.index_rows import Location, Row
 from csf_store.objects import ObjectBody, unpack_object
 
 Key = tuple[bytes, int]

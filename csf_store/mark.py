@@ -13,7 +13,7 @@ from typing import Final
 
 from csf_store.digest import Digest
 from csf_store.errors import CsfError, RefusedError
-from csf_store.index import Row
+from csf_store.index_rows import Row
 from csf_store.retrieve import Retrieve
 from csf_store.store import Store
 

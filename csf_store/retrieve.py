@@ -22,7 +22,7 @@ from csf_store.codecs import CodecError, codec
 from csf_store.digest import Buffer, Digest
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
 from csf_store.framing import CHUNK_SIZE, RAW_CODEC, ZERO_DIGEST, FramingError, RecordHeader, RecordType
-from csf_store.index import Location
+from csf_store.index_rows import Location
 from csf_store.objects import Form, Kind, Layout, ObjectBody, unpack_object
 from csf_store.pipeline import Pipeline
 from csf_store.safetensors_layout import SafetensorsHeader, TensorInfo, parse_header

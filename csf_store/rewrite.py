@@ -24,7 +24,7 @@ from csf_store.framing import (
     RecordType,
     unpack_record_header,
 )
-from csf_store.index import Row
+from csf_store.index_rows import Row
 from csf_store.recovery import entry_of, scan
 from csf_store.segment import PART, SegmentWriter, damage, segment_id_of, stored_hash
 

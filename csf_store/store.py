@@ -21,8 +21,9 @@ from csf_store.digest import Buffer, Digest
 from csf_store.durable import FileStat, FileSystem, storage_errors
 from csf_store.errors import CorruptError, CsfError, StorageError
 from csf_store.framing import RECORD_HEADER_SIZE, SEAL_AT, SEGMENT_HEADER_SIZE, FooterEntry, RecordHeader, RecordType
-from csf_store.index import Index, Location, Lost, SegmentState
+from csf_store.index import Index
 from csf_store.index_keeper import SEGMENTS, IndexKeeper
+from csf_store.index_rows import Location, Lost, SegmentState
 from csf_store.keeping import Keeping
 from csf_store.objects import KINDS, Kind
 from csf_store.recovery import entry_of

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from csf_store import Archive, ConflictError, CorruptError, CsfError, Digest, InvalidInputError, Kind, NotFoundError
 from csf_store.cli import main
-from csf_store.index import Location
+from csf_store.index_rows import Location
 from csf_store.segment import chunk_header
 
 SMALL = 200_000
