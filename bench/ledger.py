@@ -19,8 +19,8 @@ import rfc8785
 
 from csf_store import Digest, Ledger
 from csf_store.durable import OsFileSystem
-from csf_store.ledger_line import NO_LEAF
-from csf_store.merkle import leaf_hash
+from csf_store.ledger.line import NO_LEAF
+from csf_store.ledger.merkle import leaf_hash
 
 ARCHIVE = bytes(16)
 LINES = (10, 10_000, 100_000)

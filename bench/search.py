@@ -29,9 +29,9 @@ from blake3 import blake3
 
 from csf_store import Archive, Digest, Kind, TreeEntry
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
-from csf_store.patterns import NamePattern, ShapePattern, SizeRange
-from csf_store.query import MetadataPattern, Query, TensorAddress
-from csf_store.search import find
+from csf_store.search.answering import find
+from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
+from csf_store.search.query import MetadataPattern, Query, TensorAddress
 from csf_store.segment import chunk_header, object_header
 
 SHARDS = 20

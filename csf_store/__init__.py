@@ -10,17 +10,7 @@ if TYPE_CHECKING:
     from csf_store.cli.command_table import CommandTable
     from csf_store.cli.progress import progress_bar
     from csf_store.cli.session import Session, Value, human_size, json_option, pass_session
-    from csf_store.diff import (
-        Change,
-        Comparison,
-        FileDifference,
-        MetadataDifference,
-        TensorDifference,
-        TensorVersion,
-        compare,
-    )
     from csf_store.digest import Digest
-    from csf_store.distances import measure
     from csf_store.errors import (
         AmbiguousPrefixError,
         ConflictError,
@@ -32,19 +22,29 @@ if TYPE_CHECKING:
         RefusedError,
         StorageError,
     )
-    from csf_store.ledger import Ledger, LedgerTransaction
-    from csf_store.ledger_line import JSON, LedgerEntry
-    from csf_store.ledger_proofs import Checkpoint, ConsistencyProof, InclusionProof, read_proof
-    from csf_store.ledger_reading import LedgerAudit
-    from csf_store.ledger_state import Pin, RefMove
+    from csf_store.ledger.ledger import Ledger, LedgerTransaction
+    from csf_store.ledger.line import JSON, LedgerEntry
+    from csf_store.ledger.proofs import Checkpoint, ConsistencyProof, InclusionProof, read_proof
+    from csf_store.ledger.reading import LedgerAudit
+    from csf_store.ledger.state import Pin, RefMove
     from csf_store.marker import default_archive_path
     from csf_store.memory import allocate
     from csf_store.objects import Kind, ObjectInfo, Stored
-    from csf_store.patterns import NamePattern, ShapePattern, SizeRange
-    from csf_store.query import Findings, Hit, MetadataPattern, Order, Place, Query, TensorAddress, TensorHit
     from csf_store.safetensors_layout import TensorInfo
-    from csf_store.search import find, resolve_name
-    from csf_store.tensor_values import Distance
+    from csf_store.search.answering import find, resolve_name
+    from csf_store.search.diff import (
+        Change,
+        Comparison,
+        FileDifference,
+        MetadataDifference,
+        TensorDifference,
+        TensorVersion,
+        compare,
+    )
+    from csf_store.search.distances import measure
+    from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
+    from csf_store.search.query import Findings, Hit, MetadataPattern, Order, Place, Query, TensorAddress, TensorHit
+    from csf_store.search.tensor_values import Distance
     from csf_store.trees import Tree, TreeEntry
 
 _HOMES = {
@@ -53,7 +53,7 @@ _HOMES = {
     "cli.progress": ("progress_bar",),
     "cli.session": ("Session", "Value", "human_size", "json_option", "pass_session"),
     "check": ("Finding", "VerifyReport"),
-    "diff": (
+    "search.diff": (
         "Change",
         "Comparison",
         "FileDifference",
@@ -63,7 +63,7 @@ _HOMES = {
         "compare",
     ),
     "digest": ("Digest",),
-    "distances": ("measure",),
+    "search.distances": ("measure",),
     "errors": (
         "AmbiguousPrefixError",
         "ConflictError",
@@ -75,19 +75,19 @@ _HOMES = {
         "RefusedError",
         "StorageError",
     ),
-    "ledger": ("Ledger", "LedgerTransaction"),
-    "ledger_line": ("JSON", "LedgerEntry"),
-    "ledger_proofs": ("Checkpoint", "ConsistencyProof", "InclusionProof", "read_proof"),
-    "ledger_reading": ("LedgerAudit",),
-    "ledger_state": ("Pin", "RefMove"),
+    "ledger.ledger": ("Ledger", "LedgerTransaction"),
+    "ledger.line": ("JSON", "LedgerEntry"),
+    "ledger.proofs": ("Checkpoint", "ConsistencyProof", "InclusionProof", "read_proof"),
+    "ledger.reading": ("LedgerAudit",),
+    "ledger.state": ("Pin", "RefMove"),
     "marker": ("default_archive_path",),
     "memory": ("allocate",),
     "objects": ("Kind", "ObjectInfo", "Stored"),
-    "patterns": ("NamePattern", "ShapePattern", "SizeRange"),
-    "query": ("Findings", "Hit", "MetadataPattern", "Order", "Place", "Query", "TensorAddress", "TensorHit"),
+    "search.patterns": ("NamePattern", "ShapePattern", "SizeRange"),
+    "search.query": ("Findings", "Hit", "MetadataPattern", "Order", "Place", "Query", "TensorAddress", "TensorHit"),
     "safetensors_layout": ("TensorInfo",),
-    "search": ("find", "resolve_name"),
-    "tensor_values": ("Distance",),
+    "search.answering": ("find", "resolve_name"),
+    "search.tensor_values": ("Distance",),
     "trees": ("Tree", "TreeEntry"),
 }
 

@@ -18,8 +18,8 @@ from csf_store.durable import FileSystem, OsFileSystem
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import SEAL_AT
 from csf_store.ingest import BytesSource, FileSource, Ingest, NamedSource, Progress, plan_bytes, plan_file
-from csf_store.ledger import Ledger
-from csf_store.ledger_state import Pin
+from csf_store.ledger.ledger import Ledger
+from csf_store.ledger.state import Pin
 from csf_store.marker import MARKER, make_archive, read_marker
 from csf_store.objects import Kind, Layout, Stored
 from csf_store.pipeline import Pipeline

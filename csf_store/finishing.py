@@ -15,7 +15,7 @@ from csf_store.durable import FileSystem, storage_errors
 from csf_store.errors import ConflictError, CorruptError, StorageError
 from csf_store.journal import Journal, read_journal, remove_journal
 from csf_store.keeping import UPKEEP_LOCK, Waiting, alone
-from csf_store.ledger import Ledger
+from csf_store.ledger.ledger import Ledger
 from csf_store.segment import segment_id_of
 from csf_store.store import Store
 

@@ -186,6 +186,17 @@ class IndexReading:
                 raise IndexUnusableError(f"the row of {row[0].hex()} is damaged")
             yield Row(row[0], where, row[8])
 
+    def chunk_totals(self) -> list[tuple[int, bool, int, int, int]]:
+        """Codec, whether they are differences, number, raw bytes and stored bytes of chunks, summed up by SQLite."""
+        sql = "SELECT codec, base != zeroblob(32) AS d, count(*), total(raw), total(stored) FROM chunks GROUP BY 1, 2"
+        return [(codec, bool(d), number, int(raw), int(stored)) for codec, d, number, raw, stored in self._stream(sql)]
+
+    def object_totals(self, small: int) -> list[tuple[int, int, int, int, int]]:
+        """Kind, number, raw bytes, stored bytes of objects, and raw bytes of those of at most ``small``."""
+        # total() and not sum(), which fails where sizes that somebody forged add up to more than SQLite can hold.
+        sql = "SELECT kind, count(*), total(raw), total(stored), total(iif(raw <= %d, raw, 0)) FROM objects GROUP BY 1"
+        return [(kind, number, *map(int, sums)) for kind, number, *sums in self._stream(sql % int(small))]  # type: ignore[misc]
+
     def bases(self, outside: Collection[int]) -> set[bytes]:
         """The bases of all differences that are not in these segment rows."""
         sql = f"SELECT DISTINCT base FROM chunks {_only(outside, 'NOT IN')} AND base != zeroblob(32)"  # noqa: S608

@@ -19,7 +19,7 @@ from csf_store.durable import FileSystem, read_exact, storage_errors, write_new
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
 from csf_store.framing import FORMAT_VERSION, ID_SIZE
 from csf_store.index_keeper import SEGMENTS
-from csf_store.ledger_view import LEDGER
+from csf_store.ledger.view import LEDGER
 
 MARKER: Final = "csf.json"
 _MARKER_LIMIT: Final = 4096

@@ -30,8 +30,8 @@ from csf_store.healing import Healed, Healer, SetAside, Source
 from csf_store.inventory import Hurt, Inventory, Key, Missing, hurt_by
 from csf_store.journal import JOURNAL, QUARANTINE, Journal, read_journal, write_journal
 from csf_store.keeping import COLLECT_LOCK, Waiting, alone
-from csf_store.ledger import Ledger
-from csf_store.ledger_line import JSON
+from csf_store.ledger.ledger import Ledger
+from csf_store.ledger.line import JSON
 from csf_store.objects import KINDS
 from csf_store.pipeline import Pipeline
 from csf_store.recovery import Looked, look

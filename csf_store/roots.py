@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from csf_store.digest import Digest
 from csf_store.errors import CorruptError
-from csf_store.ledger import Ledger
+from csf_store.ledger.ledger import Ledger
 
 
 class Roots:

@@ -16,9 +16,10 @@ from csf_store.finishing import collected_segments, finish_abandoned
 from csf_store.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
 from csf_store.healing import other_archive
 from csf_store.keeping import Waiting
-from csf_store.ledger import Ledger
+from csf_store.ledger.ledger import Ledger
 from csf_store.reading import Reading
 from csf_store.repair import Repair, RepairReport
+from csf_store.stats import Stats, gather
 from csf_store.store import Store
 
 
@@ -89,6 +90,10 @@ class Upkeep(Reading):
                 self._store, self.ledger, self._pipeline, sources=others, progress=progress, waiting=waiting
             )
             return repair.run(dry_run=dry_run, wait=wait)
+
+    def stats(self) -> Stats:
+        """What it holds in numbers: logical, unique and stored bytes, by codec and by kind."""
+        return gather(self, self._store, self.ledger)
 
 
 def open_store(fs: FileSystem, path: Path, archive_id: bytes, seal_at: int, ledger: Ledger) -> Store:

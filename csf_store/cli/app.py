@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "verify": ("checking", "Read everything again and name what is damaged."),
     "repair": ("checking", "Save what is sound, heal what can be healed, name what is lost."),
     "rm": ("putting", "Unpin: let an object go."),
+    "stats": ("upkeep", "Show what the archive holds in numbers."),
     "gc": ("upkeep", "Collect garbage: free the space of what nothing leads to."),
     "log": ("auditing", "Show the ledger, and prove what it says."),
 }

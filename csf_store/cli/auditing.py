@@ -14,9 +14,9 @@ import click
 from csf_store.cli.session import Session, Value, json_option, pass_session, printable
 
 if TYPE_CHECKING:
-    from csf_store.ledger import Ledger
-    from csf_store.ledger_line import LedgerEntry
-    from csf_store.ledger_proofs import ConsistencyProof, InclusionProof
+    from csf_store.ledger.ledger import Ledger
+    from csf_store.ledger.line import LedgerEntry
+    from csf_store.ledger.proofs import ConsistencyProof, InclusionProof
 
 _FAILED = 1
 
@@ -27,7 +27,7 @@ class _Time(click.ParamType[str]):
     name = "time"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from csf_store.ledger_line import TIME  # noqa: PLC0415 - not needed for --help
+        from csf_store.ledger.line import TIME  # noqa: PLC0415 - not needed for --help
 
         try:
             moment = datetime.fromisoformat(value)
@@ -154,7 +154,7 @@ def _list(session: Session, ledger: Ledger, chosen: _Filter, since: str | None, 
 
 
 def _consistency(session: Session, ledger: Ledger, text: str, size: int | None) -> None:
-    from csf_store.ledger_proofs import Checkpoint  # noqa: PLC0415 - not needed for --help
+    from csf_store.ledger.proofs import Checkpoint  # noqa: PLC0415 - not needed for --help
 
     if text.isdecimal() and len(text) < 20:
         _show(session, ledger.consistency_proof(int(text), size))
@@ -179,7 +179,7 @@ def _show(session: Session, proof: InclusionProof | ConsistencyProof) -> None:
 
 
 def _said(proof: InclusionProof | ConsistencyProof) -> str:
-    from csf_store.ledger_proofs import InclusionProof  # noqa: PLC0415 - not needed for --help
+    from csf_store.ledger.proofs import InclusionProof  # noqa: PLC0415 - not needed for --help
 
     if isinstance(proof, InclusionProof):
         head = [f"event   {proof.seq}", f"line    {printable(proof.line.decode())}", f"is in   {proof.checkpoint}"]
@@ -189,7 +189,7 @@ def _said(proof: InclusionProof | ConsistencyProof) -> str:
 
 
 def _check(session: Session, file: Path) -> None:
-    from csf_store.ledger_proofs import PROOF_LIMIT, InclusionProof, read_proof  # noqa: PLC0415 - as above
+    from csf_store.ledger.proofs import PROOF_LIMIT, InclusionProof, read_proof  # noqa: PLC0415 - as above
 
     with click.open_file(str(file), "rb") as opened:
         proof = read_proof(opened.read(PROOF_LIMIT + 1))

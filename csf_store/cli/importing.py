@@ -11,7 +11,7 @@ from csf_store.cli.progress import progress_bar
 from csf_store.cli.session import Session, acknowledge, display, json_option, pass_session
 
 if TYPE_CHECKING:
-    from csf_store.csfpack import CsfPack
+    from csf_store.csfpack.container import CsfPack
     from csf_store.digest import Digest
 
 
@@ -31,7 +31,7 @@ def import_pack(session: Session, file: Path, *, allow_pickle: bool) -> None:
       csf import old.csf
       csf import --json old.csf | tail -1
     """  # noqa: D301 - \b is for click
-    from csf_store.csfpack import CsfPack  # noqa: PLC0415 - zstandard, not needed for --help
+    from csf_store.csfpack.container import CsfPack  # noqa: PLC0415 - zstandard, not needed for --help
 
     size = file.stat().st_size if file.is_file() else 0
     with progress_bar(session, "check", size) as progress:

@@ -14,9 +14,9 @@ from csf_store.cli.session import Session, Value, human_size, json_option, pass_
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
-    from csf_store.diff import Comparison, FileDifference, MetadataDifference, TensorDifference
-    from csf_store.patterns import NamePattern
-    from csf_store.query import Hit, Query, TensorHit
+    from csf_store.search.diff import Comparison, FileDifference, MetadataDifference, TensorDifference
+    from csf_store.search.patterns import NamePattern
+    from csf_store.search.query import Hit, Query, TensorHit
 
 _T = TypeVar("_T")
 _DIFFERS = 1
@@ -70,8 +70,8 @@ def find(session: Session, *, sort: str | None, limit: int | None, **asked: Unpa
       csf find -m format=pt -d bf16 --tensors --json
     """  # noqa: D301 - \b is for click
     from csf_store.errors import InvalidInputError, NotFoundError  # noqa: PLC0415
-    from csf_store.query import Order  # noqa: PLC0415
-    from csf_store.search import find as find_objects  # noqa: PLC0415 - SQLite, not needed for --help
+    from csf_store.search.answering import find as find_objects  # noqa: PLC0415 - SQLite, not needed for --help
+    from csf_store.search.query import Order  # noqa: PLC0415
 
     with session.open() as archive:
         try:
@@ -124,9 +124,9 @@ class _Asked(TypedDict):
 def _query(archive: Archive, asked: _Asked) -> Query:
     from csf_store.digest import Digest, hex_digits  # noqa: PLC0415
     from csf_store.objects import Kind  # noqa: PLC0415
-    from csf_store.patterns import NamePattern, ShapePattern, SizeRange  # noqa: PLC0415
-    from csf_store.query import MetadataPattern, Query, TensorAddress  # noqa: PLC0415
-    from csf_store.search import resolve_name  # noqa: PLC0415
+    from csf_store.search.answering import resolve_name  # noqa: PLC0415
+    from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange  # noqa: PLC0415
+    from csf_store.search.query import MetadataPattern, Query, TensorAddress  # noqa: PLC0415
 
     def pattern(text: str) -> NamePattern:
         return NamePattern(text, regex=asked["regex"])
@@ -227,8 +227,8 @@ def diff(
       csf diff --stat b3:1a2b3c4d b3:5e6f7a8b
       csf diff --json --fast old new | jq 'select(.change == "renamed")'
     """  # noqa: D301 - \b is for click
-    from csf_store.diff import Change, compare  # noqa: PLC0415
-    from csf_store.search import resolve_name  # noqa: PLC0415
+    from csf_store.search.answering import resolve_name  # noqa: PLC0415
+    from csf_store.search.diff import Change, compare  # noqa: PLC0415
 
     names = _name_pattern(pattern, regex=regex)
     with session.open() as archive:
@@ -236,7 +236,7 @@ def diff(
         tensors = iter(() if stat else comparison.tensors)
         with contextlib.ExitStack() as stack:
             if not fast and not stat and comparison.bytes_to_measure:
-                from csf_store.distances import measure  # noqa: PLC0415 - numpy
+                from csf_store.search.distances import measure  # noqa: PLC0415 - numpy
 
                 progress = stack.enter_context(progress_bar(session, "diff", comparison.bytes_to_measure))
                 tensors = measure(archive, comparison, progress=progress)
@@ -257,7 +257,7 @@ def diff(
 
 def _name_pattern(text: str | None, *, regex: bool) -> NamePattern | None:
     from csf_store.errors import InvalidInputError  # noqa: PLC0415
-    from csf_store.patterns import NamePattern  # noqa: PLC0415
+    from csf_store.search.patterns import NamePattern  # noqa: PLC0415
 
     try:
         return NamePattern(text, regex=regex) if text is not None else None
@@ -330,7 +330,7 @@ def _shortened(text: str) -> str:
 
 
 def _print_summary(session: Session, comparison: Comparison) -> None:
-    from csf_store.diff import Change  # noqa: PLC0415
+    from csf_store.search.diff import Change  # noqa: PLC0415
 
     counts = comparison.tensor_counts
     files = sum(file.change != Change.SAME for file in comparison.files)

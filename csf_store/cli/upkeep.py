@@ -1,4 +1,4 @@
-"""``csf gc``."""
+"""``csf gc``, ``csf stats``."""
 
 from __future__ import annotations
 
@@ -149,3 +149,49 @@ def _tell(session: Session, report: CollectReport) -> None:
         f"{'would free' if report.dry_run else 'freed'} {human_size(max(0, report.freed))}: {report.objects} objects, "
         f"{report.chunks} chunks; {human_size(report.garbage)} of garbage left",
     )
+
+
+@click.command()
+@json_option
+@pass_session
+def stats(session: Session) -> None:
+    """Show what the archive holds in numbers.
+
+    logical: as plain files. unique: every chunk counted once. stored: what the segments take.
+
+    \b
+    Examples:
+      csf stats
+      csf stats --json
+    """  # noqa: D301 - \b is for click
+    from csf_store.stats import document  # noqa: PLC0415
+
+    with session.open() as archive:
+        found = archive.stats()
+    if session.json:
+        session.item(document(found), "")
+        return
+    lines = [
+        ("pinned", f"{human_size(found.pinned)} logical"),
+        ("blobs", f"{human_size(found.blobs)} logical, each blob once"),
+        ("unique", f"{human_size(found.unique)}, dedup {found.dedup:.2f}x"),
+        ("stored", f"{human_size(found.stored)}, {found.ratio:.4f} of all blobs"),
+        ("chunks", f"{found.chunks}, {found.differences} of them differences"),
+        *(
+            (
+                f"  {each.codec}",
+                f"{each.chunks}, {human_size(each.raw)} -> {human_size(each.stored)} ({each.ratio:.4f})",
+            )
+            for each in found.codecs
+        ),
+        *((f"{each.kind}s", f"{each.objects}, {human_size(each.stored)} of records") for each in found.kinds),
+        ("segments", f"{found.sealed} sealed, {found.unsealed} open, {human_size(found.unlisted)} not listed"),
+        ("ledger", f"{found.ledger} lines"),
+        ("caches", human_size(found.caches)),
+        ("parity", human_size(found.parity)),
+        ("quarantine", human_size(found.quarantine)),
+    ]
+    if found.unreadable:
+        lines.append(("unreadable", f"{found.unreadable} pinned; run csf verify"))
+    for name, value in lines:
+        session.note(f"{name:<12}{value}")

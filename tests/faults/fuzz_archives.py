@@ -63,7 +63,8 @@ class Fuzz:
     def one(self, number: int) -> str:
         """Draws number so-and-so; returns what it made us do, empty if nothing. Such a one is kept."""
         chance = random.Random(f"{self._seed} {number}")
-        what, files = Mutator(self.corpus, chance).draw()
+        with limits():  # a mutator that goes astray shall not take the machine along
+            what, files = Mutator(self.corpus, chance).draw()
         failure = self.look(files, quick=chance.random() < 0.7)
         if failure:
             place = self._keep / f"{self._seed}-{number}"

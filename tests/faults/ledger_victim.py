@@ -17,7 +17,7 @@ from pathlib import Path
 from csf_store import Ledger
 from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
-from csf_store.ledger_cache import LedgerCache
+from csf_store.ledger.cache import LedgerCache
 
 ARCHIVE = bytes(16)
 

@@ -32,7 +32,7 @@ from csf_store.framing import (
     pack_trailer,
     unpack_record_header,
 )
-from csf_store.merkle import leaf_hash
+from csf_store.ledger.merkle import leaf_hash
 from csf_store.segment import segment_id_of, stored_hash
 
 Files: TypeAlias = dict[str, bytes]
@@ -285,6 +285,8 @@ def _object_lists(mutator: Mutator, files: Files) -> None:
         at = mutator.chance.choice(objects)
         header, payload = pieces[at]
         links, chunks = struct.unpack_from("<II", payload, 4)
+        if 24 + 32 * links + 36 * chunks > len(payload):
+            raise ValueError("its counts were changed before")
         head, rest = bytearray(payload[:24]), payload[24:]
         linked = [rest[32 * number : 32 * number + 32] for number in range(links)]
         listed = [rest[32 * links + 36 * number :][:36] for number in range(chunks)]

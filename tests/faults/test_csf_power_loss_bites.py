@@ -16,7 +16,7 @@ from test_csf_power_loss import BIG, LyingDevice, content_of, directory, put_fil
 from csf_store import Digest, StorageError, intake
 from csf_store.durable import FileStat, FileSystem
 from csf_store.intake import Intake
-from csf_store.ledger_file import LedgerFile
+from csf_store.ledger.file import LedgerFile
 from csf_store.recovery import Scan, scan
 from csf_store.segment import SegmentWriter
 from csf_store.store import Store

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from test_csf_power_loss import BIG, content_of, directory, safetensors
 
-from csf_store import Archive, CsfError, Digest, Kind, StorageError, ledger
+from csf_store import Archive, CsfError, Digest, Kind, StorageError
 from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
+from csf_store.ledger import ledger
 
 CONTENTS = [b"small" * 20, safetensors(1), BIG, b""]
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from csf_store import Archive, CorruptError, Digest, Kind
 from csf_store.cli import main
-from csf_store.csfpack_member import MemberSource
+from csf_store.csfpack.member import MemberSource
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "csf-pack"
 CONTENTS = json.loads((GOLDEN / "contents.json").read_text())

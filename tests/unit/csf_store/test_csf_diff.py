@@ -37,7 +37,7 @@ from csf_store.cli import main
 from csf_store.framing import CHUNK_SIZE
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import DTYPE_BITS
-from csf_store.tensor_values import Distance, decode_values, distance
+from csf_store.search.tensor_values import Distance, decode_values, distance
 
 Tensors = dict[str, tuple[str, list[int], bytes]]
 MEASURED = sorted(set(DTYPE_BITS) - {"F6_E2M3", "F6_E3M2"})
@@ -378,6 +378,11 @@ def test_names_that_stand_for_several_tensors_go_with_their_paths(archive: Archi
         "b.safetensors:w": Change.CHANGED,
         "v": Change.SAME,
     }
+
+
+def test_tensors_of_no_bytes_are_not_taken_for_each_other(archive: Archive) -> None:
+    old, new = blob(archive, {"a": ("U8", [0], b"")}), blob(archive, {"b": ("U8", [0], b"")})
+    assert changes(compare(archive, old, new)) == {"a": Change.REMOVED, "b": Change.ADDED}
 
 
 def test_files_and_metadata_are_compared_too(archive: Archive) -> None:

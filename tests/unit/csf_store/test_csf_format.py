@@ -28,8 +28,8 @@ from csf_store.framing import (
     pack_segment_header,
     pack_trailer,
 )
-from csf_store.ledger_line import parse_line
-from csf_store.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
+from csf_store.ledger.line import parse_line
+from csf_store.ledger.merkle import Frontier, leaf_hash, verify_consistency, verify_inclusion
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
 from csf_store.segment import stored_hash
 from csf_store.trees import encode_tree

@@ -13,7 +13,7 @@ import pytest
 from csf_store import ConflictError, CorruptError, Digest, InvalidInputError, Ledger, NotFoundError, StorageError
 from csf_store.digest import Buffer
 from csf_store.durable import OsFileSystem
-from csf_store.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
+from csf_store.ledger.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
 
 ARCHIVE = bytes(16)
 D1, D2 = Digest.of(b"1"), Digest.of(b"2")
@@ -205,7 +205,7 @@ class TestAltered:
     def test_time_may_not_go_back(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         late = datetime(2999, 1, 1, tzinfo=UTC)
         with monkeypatch.context() as patched:
-            patched.setattr("csf_store.ledger.datetime", SimpleNamespace(now=late.astimezone))
+            patched.setattr("csf_store.ledger.ledger.datetime", SimpleNamespace(now=late.astimezone))
             assert _open(directory).append("the clock is wrong").time == "2999-01-01T00:00:00.000000Z"
         assert _open(directory).append("the clock was set right").time == "2999-01-01T00:00:00.000000Z"
         assert [entry.seq for entry in _open(directory).entries()] == list(range(9))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from csf_store import Archive, ConflictError, CorruptError, Digest, Kind, Ledger
 from csf_store.digest import Buffer
 from csf_store.durable import FileStat, OsFileSystem
-from csf_store.ledger_cache import LedgerCache
-from csf_store.ledger_cache_errors import CacheDamagedError, CacheUnwritableError
-from csf_store.ledger_file import LedgerFile, LedgerLock
-from csf_store.ledger_line import parse_line
-from csf_store.ledger_state import LedgerState
-from csf_store.merkle import leaf_hash, nodes_of, root_of
+from csf_store.ledger.cache import LedgerCache
+from csf_store.ledger.cache_errors import CacheDamagedError, CacheUnwritableError
+from csf_store.ledger.file import LedgerFile, LedgerLock
+from csf_store.ledger.line import parse_line
+from csf_store.ledger.merkle import leaf_hash, nodes_of, root_of
+from csf_store.ledger.state import LedgerState
 
 ARCHIVE = bytes(16)
 DIGESTS = [Digest.of(b"%d" % number) for number in range(5)]

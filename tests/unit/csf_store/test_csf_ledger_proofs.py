@@ -25,8 +25,8 @@ from csf_store import (
 )
 from csf_store.cli import main
 from csf_store.durable import OsFileSystem
-from csf_store.ledger_line import is_event, parse_line
-from csf_store.merkle import EMPTY_ROOT, leaf_hash, nodes_of, root_of
+from csf_store.ledger.line import is_event, parse_line
+from csf_store.ledger.merkle import EMPTY_ROOT, leaf_hash, nodes_of, root_of
 
 ARCHIVE = bytes(16)
 LINES = 23

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csf_store.merkle import (
+from csf_store.ledger.merkle import (
     EMPTY_ROOT,
     Frontier,
     consistency_proof,

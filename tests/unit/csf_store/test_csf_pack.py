@@ -19,7 +19,7 @@ from blake3 import blake3
 from csfpack_maker import GOLDEN, SAMPLES, JsonObject, entry, pack, seal, unpack
 
 from csf_store import CorruptError, CsfError, Digest, InvalidInputError, NotFoundError, PickleRefusedError
-from csf_store.csfpack import CsfPack
+from csf_store.csfpack.container import CsfPack
 
 CONTENTS: dict[str, list[JsonObject]] = json.loads((GOLDEN / "contents.json").read_text())
 ABC = b"abcdefghij"

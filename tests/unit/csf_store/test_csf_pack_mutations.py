@@ -8,7 +8,7 @@ from pathlib import Path
 from csfpack_maker import GOLDEN, SAMPLES, JsonObject, pack, seal, unpack
 
 from csf_store import CorruptError, InvalidInputError
-from csf_store.csfpack import CsfPack
+from csf_store.csfpack.container import CsfPack
 
 HOSTILE = [
     -1, 0, 1, 2.5, True, None, 2**31, 2**32, 2**53, 2**63, 10**30, "", "..", "/", "a/b", "zlib", "zstd", "store",

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Final
 
 from csf_store.digest import Digest
-from csf_store.query import Place, place_name
-from csf_store.search_links import FileAt, LinkSearch
+from csf_store.search.links import FileAt, LinkSearch
+from csf_store.search.query import Place, place_name
 
 PLACES: Final = 4
 """How many places of a blob are told."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
-from csf_store.objects import Form, Kind, Layout
+from csf_store.objects import Kind, Layout
 from csf_store.reading import Reading
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import SafetensorsHeader
-from csf_store.tensor_keys import Cuts, content_key, follows, header_chunks, tensor_chunks
+from csf_store.search.tensor_keys import Cuts, content_key, follows, header_chunks, tensor_chunks
 
 _REMEMBERED_TENSORS: Final = 200_000
 """Headers with this many tensors together are remembered, about 100 MB of memory."""
@@ -41,17 +41,17 @@ class ObjectFacts(NamedTuple):
         digest: the address.
         kind: as what it is stored.
         size: bytes of the content; of a tree, of all its files.
-        inline: whether the content is in the record, so that there are no chunks.
+        aligned: whether its chunks begin and end where its tensors do, so that keys may stand for chunks.
         links: what it needs.
         header: of a safetensors blob.
         keys: content keys of its tensors, in the order of the header.
-        chunks: digests of the chunks that are not alone in a tensor or a header, whose keys stand for them.
+        chunks: digests of its chunks; where it is aligned without those that are all of a tensor or of a header.
     """
 
     digest: bytes
     kind: Kind
     size: int
-    inline: bool
+    aligned: bool
     links: tuple[Link, ...]
     header: Header | None
     keys: tuple[bytes, ...]
@@ -74,23 +74,23 @@ class Observer:
             CorruptError: if its record, its header or its list of files is damaged.
         """
         found = self._archive.record(Digest(digest), kind)
-        inline = found.body.form == Form.INLINE
         if kind == Kind.TREE:
             tree = self._archive.tree(found.digest)
             files = tuple(Link(bytes(entry.blob), entry.path) for entry in tree.entries)
-            return ObjectFacts(digest, kind, tree.size, inline, files, None, (), _chunks(found))
+            return ObjectFacts(digest, kind, tree.size, False, files, None, (), _chunks(found))
         links = tuple(Link(bytes(link), None) for link in found.body.links)
         if kind != Kind.BLOB or found.body.layout != Layout.SAFETENSORS:
-            return ObjectFacts(digest, kind, found.size, inline, links, None, (), _chunks(found))
+            return ObjectFacts(digest, kind, found.size, False, links, None, (), _chunks(found))
         header = self._header(found)
         tensors = tensor_chunks(self._archive, found, header.content, header.cuts)
         keys = tuple(content_key(chunks) for chunks in tensors)
-        if follows(found, header.cuts):
+        aligned = follows(found, header.cuts)
+        if aligned:
             runs = [header_chunks(found) or [], *tensors]
             crowded = tuple(dict.fromkeys(chunk for run in runs if len(run) > 1 for chunk in run))
         else:
             crowded = _chunks(found)
-        return ObjectFacts(digest, kind, found.size, inline, links, header, keys, crowded)
+        return ObjectFacts(digest, kind, found.size, aligned, links, header, keys, crowded)
 
     def _header(self, found: OpenObject) -> Header:
         chunks = header_chunks(found)

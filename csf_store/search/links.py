@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from csf_store.catalogue_file import OBJECT_COLUMNS, Catalogue, check, checked, text_of
-from csf_store.catalogue_intake import NO_PATH
 from csf_store.digest import Digest
 from csf_store.objects import Kind
-from csf_store.patterns import NamePattern
+from csf_store.search.catalogue_file import OBJECT_COLUMNS, Catalogue, check, checked, text_of
+from csf_store.search.catalogue_intake import NO_PATH
+from csf_store.search.patterns import NamePattern
 
 _FEW: Final = 1000
 

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from csf_store.catalogue_file import KEY_BYTES, Catalogue, check, checked, shape_of, text_bytes, text_of
-from csf_store.patterns import NamePattern
-from csf_store.query import MetadataPattern, Query, TensorHit
+from csf_store.search.catalogue_file import KEY_BYTES, Catalogue, check, checked, shape_of, text_bytes, text_of
+from csf_store.search.patterns import NamePattern
+from csf_store.search.query import MetadataPattern, Query, TensorHit
 
 
 class Matched(NamedTuple):

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from csf_store.digest import Digest
 from csf_store.errors import InvalidInputError
 from csf_store.objects import Kind, Layout
-from csf_store.patterns import NamePattern
 from csf_store.reading import Reading
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import TensorInfo
-from csf_store.tensor_keys import Cuts, tensor_chunks
+from csf_store.search.patterns import NamePattern
+from csf_store.search.tensor_keys import Cuts, tensor_chunks
 
 if TYPE_CHECKING:
-    from csf_store.tensor_values import Distance
+    from csf_store.search.tensor_values import Distance
 
 
 class Change(StrEnum):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from csf_store.ledger_line import NO_LEAF, LedgerEntry, parse_line
-from csf_store.ledger_state import LedgerState
-from csf_store.merkle import Frontier
+from csf_store.ledger.line import NO_LEAF, LedgerEntry, parse_line
+from csf_store.ledger.merkle import Frontier
+from csf_store.ledger.state import LedgerState
 
 
 class LedgerHead(NamedTuple):

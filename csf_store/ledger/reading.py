@@ -16,14 +16,14 @@ from typing import Final, NamedTuple
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import CorruptError, NotFoundError
-from csf_store.ledger_cache import LedgerCache
-from csf_store.ledger_cache_errors import CacheDamagedError
-from csf_store.ledger_drafts import DraftingView
-from csf_store.ledger_line import MAX_LINE, NO_LEAF, LedgerEntry, parse_line
-from csf_store.ledger_proofs import Checkpoint, ConsistencyProof, InclusionProof
-from csf_store.ledger_state import LedgerState, Pin, RefMove
-from csf_store.ledger_view import LEDGER
-from csf_store.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash, root_of
+from csf_store.ledger.cache import LedgerCache
+from csf_store.ledger.cache_errors import CacheDamagedError
+from csf_store.ledger.drafts import DraftingView
+from csf_store.ledger.line import MAX_LINE, NO_LEAF, LedgerEntry, parse_line
+from csf_store.ledger.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash, root_of
+from csf_store.ledger.proofs import Checkpoint, ConsistencyProof, InclusionProof
+from csf_store.ledger.state import LedgerState, Pin, RefMove
+from csf_store.ledger.view import LEDGER
 
 _NOTHING: Final = LedgerEntry(-1, "", "", {}, NO_LEAF)
 

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
-from csf_store.ledger_cache_errors import CacheDamagedError, translated
-from csf_store.ledger_head import LineBatch
-from csf_store.ledger_state import Pin, RefMove
-from csf_store.ledger_tables import LedgerTables, Totals, add_up
+from csf_store.ledger.cache_errors import CacheDamagedError, translated
+from csf_store.ledger.head import LineBatch
+from csf_store.ledger.state import Pin, RefMove
+from csf_store.ledger.tables import LedgerTables, Totals, add_up
 
 _PIN: Final = "SELECT seq, digest, kind, name, time, checksum FROM pins"
 _REF: Final = "SELECT ref, moves, moves_sum, checksum FROM refs"

@@ -23,10 +23,10 @@ import rfc8785
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import ConflictError, InvalidInputError
-from csf_store.ledger_line import JSON, MAX_LINE, RESERVED, TIME, LedgerEntry, is_event
-from csf_store.ledger_reading import LedgerReading
-from csf_store.ledger_state import Pin, RefMove, check_event
-from csf_store.ledger_view import GENESIS_EVENT
+from csf_store.ledger.line import JSON, MAX_LINE, RESERVED, TIME, LedgerEntry, is_event
+from csf_store.ledger.reading import LedgerReading
+from csf_store.ledger.state import Pin, RefMove, check_event
+from csf_store.ledger.view import GENESIS_EVENT
 
 
 class Ledger(LedgerReading):

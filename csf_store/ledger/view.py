@@ -26,13 +26,13 @@ from typing import Final, TypeVar
 
 from csf_store.durable import FileStat, FileSystem
 from csf_store.errors import CorruptError
-from csf_store.ledger_cache import LedgerCache, Lost
-from csf_store.ledger_cache_errors import CacheDamagedError, CacheUnwritableError
-from csf_store.ledger_file import LedgerFile, LedgerLock
-from csf_store.ledger_head import EMPTY_HEAD, LedgerHead, LineBatch
-from csf_store.ledger_line import MAX_LINE, LedgerEntry, is_event, parse_line
-from csf_store.ledger_slot import CacheSlot
-from csf_store.merkle import leaf_hash
+from csf_store.ledger.cache import LedgerCache, Lost
+from csf_store.ledger.cache_errors import CacheDamagedError, CacheUnwritableError
+from csf_store.ledger.file import LedgerFile, LedgerLock
+from csf_store.ledger.head import EMPTY_HEAD, LedgerHead, LineBatch
+from csf_store.ledger.line import MAX_LINE, LedgerEntry, is_event, parse_line
+from csf_store.ledger.merkle import leaf_hash
+from csf_store.ledger.slot import CacheSlot
 
 LEDGER: Final = "ledger.jsonl"
 LOCK: Final = "ledger.lock"

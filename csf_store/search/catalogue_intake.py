@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from csf_store.catalogue_file import KEY_BYTES, Catalogue, CatalogueUnusableError, crc, shape_bytes, text_bytes
 from csf_store.digest import Digest
 from csf_store.errors import CorruptError, NotFoundError
-from csf_store.facts import Header, ObjectFacts, Observer
 from csf_store.objects import Kind
 from csf_store.safetensors_layout import TensorInfo
+from csf_store.search.catalogue_file import KEY_BYTES, Catalogue, CatalogueUnusableError, crc, shape_bytes, text_bytes
+from csf_store.search.facts import Header, ObjectFacts, Observer
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
@@ -167,7 +167,7 @@ class _Intake:
             for facts in batch:
                 number = self._digests.of(facts.digest)
                 header, layout = self._header(facts.header) if facts.header else (None, None)
-                row = (number, facts.kind.number, facts.size, int(facts.inline), header, layout, facts.digest)
+                row = (number, facts.kind.number, facts.size, int(facts.aligned), header, layout, facts.digest)
                 objects.append((*row, crc(*row)))
                 for position, key in enumerate(facts.keys):
                     keys.append(_sealed(key[:KEY_BYTES], number, position))

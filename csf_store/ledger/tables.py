@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from blake3 import blake3
 
-from csf_store.ledger_cache_errors import CacheDamagedError, translated
-from csf_store.ledger_head import EMPTY_HEAD, LedgerHead
-from csf_store.merkle import HASH_SIZE, Frontier
+from csf_store.ledger.cache_errors import CacheDamagedError, translated
+from csf_store.ledger.head import EMPTY_HEAD, LedgerHead
+from csf_store.ledger.merkle import HASH_SIZE, Frontier
 
 _VERSION: Final = 1
 _BUSY_SECONDS: Final = 5.0

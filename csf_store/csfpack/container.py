@@ -16,8 +16,8 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 
-from csf_store.csfpack_manifest import Member, PackManifest, parse_manifest
-from csf_store.csfpack_member import STEP, MemberSource
+from csf_store.csfpack.manifest import Member, PackManifest, parse_manifest
+from csf_store.csfpack.member import STEP, MemberSource
 from csf_store.digest import Digest
 from csf_store.errors import CorruptError, InvalidInputError, NotFoundError
 from csf_store.ingest import SUFFIX, FileSource, Progress, plan_file

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from csf_store.catalogue import with_catalogue
-from csf_store.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check, checked
-from csf_store.catalogue_intake import PIN, REF
 from csf_store.digest import DIGEST_SIZE, Digest, hex_digits
 from csf_store.errors import AmbiguousPrefixError, InvalidInputError, NotFoundError
-from csf_store.facts import Observer
 from csf_store.objects import KINDS, Kind
-from csf_store.query import Findings, Hit, Order, Place, Query, TensorAddress
-from csf_store.search_links import FileAt, LinkSearch
-from csf_store.search_names import Names
-from csf_store.search_tensors import Matched, TensorSearch
-from csf_store.tensor_keys import content_key
+from csf_store.search.catalogue import with_catalogue
+from csf_store.search.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check, checked
+from csf_store.search.catalogue_intake import PIN, REF
+from csf_store.search.facts import Observer
+from csf_store.search.links import FileAt, LinkSearch
+from csf_store.search.names import Names
+from csf_store.search.query import Findings, Hit, Order, Place, Query, TensorAddress
+from csf_store.search.tensor_keys import content_key
+from csf_store.search.tensors import Matched, TensorSearch
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
@@ -121,7 +121,7 @@ class _Object(NamedTuple):
     number: int
     kind: int
     size: int
-    inline: int
+    aligned: int
     header: int | None
     layout: int | None
     digest: bytes
@@ -245,15 +245,16 @@ class _Run:
     def _made_of(self, chunk: Digest) -> list[_Object]:
         """The objects that list a chunk: among others, as all of a tensor, or as all of a header."""
         key, alone = bytes(chunk)[:KEY_BYTES], content_key([bytes(chunk)])
-        found = set()
+        listed = set()
         for number, row_crc in self._catalogue.rows("SELECT object, crc FROM chunks WHERE key=?", (key,)):
             check(row_crc, key, number)
-            found.add(number)
-        found.update(self._tensors.holding(frozenset([alone])))
+            listed.add(number)
+        keyed = set(self._tensors.holding(frozenset([alone])))
         for number, row_crc in self._catalogue.rows("SELECT id, crc FROM headers WHERE key=?", (alone,)):
             check(row_crc, number, alone)
-            found.update(row[0] for row in self._catalogue.rows("SELECT id FROM objects WHERE header=?", (number,)))
-        return [each for each in self._objects(frozenset(Kind), found) if not each.inline]
+            keyed.update(row[0] for row in self._catalogue.rows("SELECT id FROM objects WHERE header=?", (number,)))
+        found = self._objects(frozenset(Kind), listed | keyed)
+        return [each for each in found if each.number in listed or each.aligned]
 
     def _objects(self, kinds: frozenset[Kind], numbers: set[int] | None, column: str = "id") -> list[_Object]:
         """Objects of some kinds and numbers (or headers, or layouts), or of all."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from csf_store.diff import Comparison, TensorDifference, TensorVersion
 from csf_store.digest import Digest
 from csf_store.framing import CHUNK_SIZE
 from csf_store.objects import Kind
@@ -17,7 +16,8 @@ from csf_store.pipeline import Pipeline
 from csf_store.reading import Reading
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import DTYPE_BITS
-from csf_store.tensor_values import Distance, distance
+from csf_store.search.diff import Comparison, TensorDifference, TensorVersion
+from csf_store.search.tensor_values import Distance, distance
 
 
 class _Stretch(NamedTuple):

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 
 KEY_BYTES: Final = 16
 """Bytes kept of a content key or a chunk digest."""
-OBJECT_COLUMNS: Final = "id, kind, size, inline, header, layout, digest, crc"
+OBJECT_COLUMNS: Final = "id, kind, size, aligned, header, layout, digest, crc"
 """Of the table of objects; the CRC is of those before it."""
 _LISTED: Final = 1000
 """Up to this many rows are looked up one by one; for more, a table is read through."""
@@ -45,7 +45,7 @@ CREATE TABLE metadata(
   PRIMARY KEY(key, header)) WITHOUT ROWID;
 CREATE TABLE digests(id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
 CREATE TABLE objects(
-  id INTEGER NOT NULL, kind INTEGER NOT NULL, size INTEGER NOT NULL, inline INTEGER NOT NULL, header INTEGER,
+  id INTEGER NOT NULL, kind INTEGER NOT NULL, size INTEGER NOT NULL, aligned INTEGER NOT NULL, header INTEGER,
   layout INTEGER, digest BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY(id, kind)) WITHOUT ROWID;
 CREATE INDEX objects_by_header ON objects(header);
 CREATE TABLE keys(

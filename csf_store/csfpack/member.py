@@ -13,7 +13,7 @@ from typing import IO, Final, Protocol, cast
 
 import zstandard
 
-from csf_store.csfpack_manifest import Member, PackCodec
+from csf_store.csfpack.manifest import Member, PackCodec
 from csf_store.digest import Buffer
 from csf_store.errors import CorruptError
 from csf_store.ingest import FileSource

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from csf_store.digest import Digest
 from csf_store.objects import Kind
-from csf_store.patterns import NamePattern, ShapePattern, SizeRange
+from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
 
 
 class TensorAddress(NamedTuple):

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from csf_store.catalogue_file import Catalogue, CatalogueUnusableError, CatalogueUnwritableError
-from csf_store.catalogue_intake import catch_up
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import CorruptError
+from csf_store.search.catalogue_file import Catalogue, CatalogueUnusableError, CatalogueUnwritableError
+from csf_store.search.catalogue_intake import catch_up
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from csf_store.errors import InvalidInputError
-from csf_store.ledger_line import JSON, MAX_LINE
-from csf_store.merkle import HASH_SIZE, leaf_hash, verify_consistency, verify_inclusion
+from csf_store.ledger.line import JSON, MAX_LINE
+from csf_store.ledger.merkle import HASH_SIZE, leaf_hash, verify_consistency, verify_inclusion
 
 PROOF_LIMIT: Final = 2 * MAX_LINE
 """No proof in JSON is longer."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TypeAlias
 import rfc8785
 
 from csf_store.errors import CorruptError
-from csf_store.merkle import HASH_SIZE, leaf_hash
+from csf_store.ledger.merkle import HASH_SIZE, leaf_hash
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 RESERVED: Final = frozenset({"event", "seq", "time", "prev"})

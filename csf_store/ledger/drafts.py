@@ -10,9 +10,9 @@ import contextlib
 
 from csf_store.durable import FileStat
 from csf_store.errors import CorruptError, StorageError
-from csf_store.ledger_head import LineBatch
-from csf_store.ledger_line import LedgerEntry
-from csf_store.ledger_view import FAILURES, LedgerView
+from csf_store.ledger.head import LineBatch
+from csf_store.ledger.line import LedgerEntry
+from csf_store.ledger.view import FAILURES, LedgerView
 
 
 class DraftingView(LedgerView):

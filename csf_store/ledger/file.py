@@ -16,7 +16,7 @@ from typing import Final
 
 from csf_store.durable import FileStat, FileSystem, read_exact, storage_errors, write_all
 from csf_store.errors import ConflictError, StorageError
-from csf_store.ledger_line import MAX_LINE
+from csf_store.ledger.line import MAX_LINE
 
 _READ: Final = 4 << 20
 

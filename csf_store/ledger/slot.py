@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csf_store.ledger_cache import LedgerCache
-from csf_store.ledger_cache_errors import CacheUnwritableError, remove
+from csf_store.ledger.cache import LedgerCache
+from csf_store.ledger.cache_errors import CacheUnwritableError, remove
 
 
 class CacheSlot:

@@ -1,0 +1,1 @@
+"""Finding what the archive holds, and telling how two checkpoints differ."""
