@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from csf_store.memory import allocate
     from csf_store.objects import Kind, ObjectInfo, Stored
     from csf_store.safetensors_layout import TensorInfo
-    from csf_store.search.answering import find, resolve_name
+    from csf_store.search.answering import find, find_tensor, resolve_name
     from csf_store.search.diff import (
         Change,
         Comparison,
@@ -86,7 +86,7 @@ _HOMES = {
     "search.patterns": ("NamePattern", "ShapePattern", "SizeRange"),
     "search.query": ("Findings", "Hit", "MetadataPattern", "Order", "Place", "Query", "TensorAddress", "TensorHit"),
     "safetensors_layout": ("TensorInfo",),
-    "search.answering": ("find", "resolve_name"),
+    "search.answering": ("find", "find_tensor", "resolve_name"),
     "search.tensor_values": ("Distance",),
     "trees": ("Tree", "TreeEntry"),
 }
@@ -146,6 +146,7 @@ __all__ = [
     "compare",
     "default_archive_path",
     "find",
+    "find_tensor",
     "human_size",
     "json_option",
     "measure",

@@ -30,7 +30,7 @@ _KINDS = ("blob", "tree", "manifest", "record")
 @click.option("-d", "--dtype", "dtypes", multiple=True, help="Tensor dtype: bf16, 'f8*'. Given again: any of them.")
 @click.option("-s", "--shape", help="Tensor shape: 4096x4096, '4096x*', '*x128', '...x128', scalar.")
 @click.option("--tensor-size", metavar="RANGE", help="Bytes of the tensor.")
-@click.option("--same-as", nargs=2, metavar="BLOB NAME", help="Has the same bytes as tensor NAME of BLOB.")
+@click.option("--same-as", nargs=2, metavar="OBJECT NAME", help="Has the same bytes as tensor NAME of OBJECT.")
 @click.option("--shares", metavar="OBJECT", help="Has the same bytes as any tensor of this blob or tree.")
 @click.option("-m", "--meta", multiple=True, metavar="KEY[=VALUE]", help="Safetensors metadata. Given again: all.")
 @click.option("-p", "--path", help="Path at which a tree holds the file.")
@@ -63,7 +63,7 @@ def find(session: Session, *, sort: str | None, limit: int | None, **asked: Unpa
       csf find '*lora_A*'                           files with such tensors
       csf find lm_head.weight -s '*x4096' -k tree   checkpoints whose head has 4096 columns
       csf find -d 'f8*' --size '>1GiB'              large files with 8-bit floats
-      csf find --same-as b3:1a2b3c4d lm_head.weight who holds the very same weights?
+      csf find --same-as my-base lm_head.weight     who holds the very same weights?
       csf find --shares my-finetune -k tree         which checkpoints share tensors with mine?
       csf find -t 'run-7*' -p '*.safetensors'       the weights of some runs
       csf find --contains b3:1a2b3c4d               what needs this file?
@@ -124,9 +124,9 @@ class _Asked(TypedDict):
 def _query(archive: Archive, asked: _Asked) -> Query:
     from csf_store.digest import Digest, hex_digits  # noqa: PLC0415
     from csf_store.objects import Kind  # noqa: PLC0415
-    from csf_store.search.answering import resolve_name  # noqa: PLC0415
+    from csf_store.search.answering import find_tensor, resolve_name  # noqa: PLC0415
     from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange  # noqa: PLC0415
-    from csf_store.search.query import MetadataPattern, Query, TensorAddress  # noqa: PLC0415
+    from csf_store.search.query import MetadataPattern, Query  # noqa: PLC0415
 
     def pattern(text: str) -> NamePattern:
         return NamePattern(text, regex=asked["regex"])
@@ -141,7 +141,7 @@ def _query(archive: Archive, asked: _Asked) -> Query:
         dtypes=tuple(NamePattern(text.upper()) for text in asked["dtypes"]),
         shape=_given(asked["shape"], ShapePattern),
         tensor_size=_given(asked["tensor_size"], SizeRange.parse),
-        same_as=TensorAddress(resolve_name(archive, same[0]), same[1]) if same else None,
+        same_as=find_tensor(archive, resolve_name(archive, same[0]), same[1]) if same else None,
         shares=_given(asked["shares"], lambda text: resolve_name(archive, text)),
         metadata=tuple(map(described, asked["meta"])),
         path=_given(asked["path"], pattern),

@@ -80,6 +80,26 @@ def resolve_name(archive: Archive, text: str) -> Digest:
         ) from None
 
 
+def find_tensor(archive: Archive, digest: Digest, name: str) -> TensorAddress:
+    """Where a tensor of a blob, or of some file of a tree, is.
+
+    Raises:
+        NotFoundError: if there is none of that name.
+        AmbiguousPrefixError: if files of the tree hold different ones.
+    """
+    blobs = {digest: ""}
+    if archive.contains(digest, Kind.TREE):
+        blobs = {entry.blob: entry.path for entry in archive.tree(digest).entries}
+    holding = [blob for blob in blobs if archive.is_safetensors(blob) and name in archive.tensors(blob)]
+    if not holding:
+        raise NotFoundError(f"{digest} holds no tensor {name!r}; csf find --tensors lists what there is")
+    observer = Observer(archive)
+    if len({_key_of(observer, TensorAddress(blob, name)) for blob in holding}) > 1:
+        some = ", ".join(blobs[blob] for blob in holding[:4])
+        raise AmbiguousPrefixError(f"{digest} holds several tensors {name!r} ({some}); name the file by its digest")
+    return TensorAddress(holding[0], name)
+
+
 class _Keys(NamedTuple):
     """Content keys that a query asks for, and blobs that are no answer to it."""
 

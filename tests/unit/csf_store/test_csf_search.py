@@ -19,7 +19,17 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csf_store import Archive, CorruptError, Digest, InvalidInputError, Kind, NotFoundError, TreeEntry
+from csf_store import (
+    AmbiguousPrefixError,
+    Archive,
+    CorruptError,
+    Digest,
+    InvalidInputError,
+    Kind,
+    NotFoundError,
+    Stored,
+    TreeEntry,
+)
 from csf_store.cli import main
 from csf_store.durable import OsFileSystem
 from csf_store.framing import CHUNK_SIZE
@@ -27,7 +37,7 @@ from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import DTYPE_BITS
 from csf_store.search import catalogue
-from csf_store.search.answering import find, resolve_name
+from csf_store.search.answering import find, find_tensor, resolve_name
 from csf_store.search.catalogue import CATALOGUE, LOCK
 from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
 from csf_store.search.query import MetadataPattern, Order, Query, TensorAddress
@@ -711,9 +721,29 @@ def test_objects_go_by_the_names_of_their_pins(archive: Archive) -> None:
     ]
     assert line["places"] == [{"tree": str(tree), "tags": ["my base"], "path": "model.safetensors"}]
     assert "my base/model.safetensors" in csf(archive, "find", "--same-as", blob, "w").stdout
+    assert (
+        csf(archive, "find", "--same-as", "my base", "w").stdout == csf(archive, "find", "--same-as", blob, "w").stdout
+    )
     with pytest.raises(NotFoundError, match="neither a digest nor the name"):
         resolve_name(archive, "nobody")
     assert csf(archive, "find", "--contains", "nobody").exit_code == 5
+
+
+def test_a_tensor_of_a_tree_is_the_one_its_files_hold(archive: Archive) -> None:
+    one, two = (archive.put_bytes(make_safetensors({"w": ("U8", [1], byte)})) for byte in (b"1", b"2"))
+    copy = archive.put_bytes(make_safetensors({"w": ("U8", [1], b"1"), "v": ("U8", [1], b"2")}))
+
+    def tree(*blobs: Stored) -> Digest:
+        entries = [TreeEntry(f"{number}.safetensors", blob.digest, blob.size) for number, blob in enumerate(blobs)]
+        return archive.put_tree_entries(entries).digest
+
+    assert find_tensor(archive, tree(one, copy), "w").blob in {one.digest, copy.digest}
+    assert find_tensor(archive, tree(one, copy), "v") == TensorAddress(copy.digest, "v")
+    assert find_tensor(archive, two.digest, "w") == TensorAddress(two.digest, "w")
+    with pytest.raises(AmbiguousPrefixError, match=r"0\.safetensors, 1\.safetensors"):
+        find_tensor(archive, tree(one, two), "w")
+    with pytest.raises(NotFoundError, match="no tensor 'x'"):
+        find_tensor(archive, tree(one, two), "x")
 
 
 def test_help_does_not_pay_for_search() -> None:
