@@ -195,7 +195,7 @@ class IndexReading:
         """Kind, number, raw bytes, stored bytes of objects, and raw bytes of those of at most ``small``."""
         # total() and not sum(), which fails where sizes that somebody forged add up to more than SQLite can hold.
         sql = "SELECT kind, count(*), total(raw), total(stored), total(iif(raw <= %d, raw, 0)) FROM objects GROUP BY 1"
-        return [(kind, number, *map(int, sums)) for kind, number, *sums in self._stream(sql % int(small))]  # type: ignore[misc]
+        return [(kind, number, *map(int, sums)) for kind, number, *sums in self._stream(sql % int(small))]
 
     def bases(self, outside: Collection[int]) -> set[bytes]:
         """The bases of all differences that are not in these segment rows."""
