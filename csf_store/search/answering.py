@@ -7,6 +7,7 @@ from there to blobs, and up through links to trees and documents. Only what is s
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from csf_store.digest import DIGEST_SIZE, Digest, hex_digits
@@ -159,25 +160,20 @@ class _Run:
         self._matched: dict[int, Matched] = {}
         self._files: list[FileAt] = []
         self._scope = self._labelled()
-        self._digests: tuple[bytes, bytes] | None = None
-        if query.digest is not None:
-            digits = hex_digits(query.digest)
-            first, last = (bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, end)) for end in "0f")
-            self._digests = first, last
 
     def answer(self, order: Order, limit: int | None) -> tuple[tuple[Hit, ...], int]:
         """The hits in order, and how many there are without the limit."""
         found = self._found()
-        found.sort(key=lambda each: (each.kind, each.digest))
+        found.sort(key=attrgetter("kind", "digest"))
         total = len(found)
         if order in (Order.SIZE, Order.SHARED):
             found.sort(key=lambda each: -(each.size if order == Order.SIZE else self._shared(each)))
         if order == Order.NAME:
             names = self._names(found)
-            called = [(names.name(each.number, blob=each.kind == Kind.BLOB.number), each) for each in found]
+            blob = Kind.BLOB.number
+            called = [(names.name(each.number, blob=each.kind == blob), each) for each in found]
             called.sort(key=_by_name)
-            found = [each for _, each in called]
-            found = found[:limit]
+            found = [each for _, each in called[:limit]]
         else:  # what is not shown needs no name
             found = found[:limit]
             names = self._names(found)
@@ -194,24 +190,27 @@ class _Run:
             allowed = holding if allowed is None else allowed & holding
         base = self._base()
         if base is None:
-            return [each for each in self._objects(query.wanted, allowed) if self._fits(each)]
+            return self._fitting(self._objects(query.wanted, allowed))
         numbers = {each.number for each in base}
         found = base
         if query.kinds - {Kind.BLOB}:
             others = self._objects(query.kinds - {Kind.BLOB}, self._above(numbers))
             found = [each for each in base if each.kind == Kind.BLOB.number] + others
-        return [
-            each
-            for each in found
-            if KINDS[each.kind] in query.wanted and (allowed is None or each.number in allowed) and self._fits(each)
-        ]
-
-    def _fits(self, found: _Object) -> bool:
-        """Whether an object has the size and the digest that are asked for."""
-        query = self._query
-        return (query.size is None or query.size.fits(found.size)) and (
-            self._digests is None or self._digests[0] <= found.digest <= self._digests[1]
+        wanted = {kind.number for kind in query.wanted}
+        return self._fitting(
+            [each for each in found if each.kind in wanted and (allowed is None or each.number in allowed)]
         )
+
+    def _fitting(self, found: list[_Object]) -> list[_Object]:
+        """The objects that have the size and the digest that are asked for."""
+        size, digest = self._query.size, self._query.digest
+        if size is not None:
+            found = [each for each in found if size.fits(each.size)]
+        if digest is not None:
+            digits = hex_digits(digest)
+            first, last = (bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, end)) for end in "0f")
+            found = [each for each in found if first <= each.digest <= last]
+        return found
 
     def _above(self, base: set[int]) -> set[int]:
         """What needs those that meet the criteria by themselves: with a path, the trees that have them there."""

@@ -53,6 +53,7 @@ class TensorSearch:
         described = [self._having(pattern) for pattern in query.metadata]
         self.headers = set.intersection(*described) if described else None
         """The headers whose metadata fits; None where nothing is asked of it."""
+        self._places: dict[int, frozenset[int]] = {}
         self._bytes: dict[Matched, int] = {}
         held = [self.holding(keys) for keys in content]
         self.holders: dict[int, set[int]] | None = None
@@ -125,11 +126,9 @@ class TensorSearch:
     def holding(self, keys: frozenset[bytes]) -> dict[int, set[int]]:
         """Per blob the positions of tensors that have one of these content keys."""
         found: dict[int, set[int]] = {}
-        for full in keys:
-            key = full[:KEY_BYTES]
-            rows = self._catalogue.rows("SELECT object, position, crc FROM keys WHERE key=?", (key,))
-            for number, position, row_crc in rows:
-                check(row_crc, key, number, position)
+        for key in keys:
+            rows = self._catalogue.rows("SELECT key, object, position, crc FROM keys WHERE key=?", (key[:KEY_BYTES],))
+            for _, number, position in checked(rows):
                 found.setdefault(number, set()).add(position)
         return found
 
@@ -137,14 +136,16 @@ class TensorSearch:
         """What of a blob meets the criteria, None if nothing does; no positions where nothing is asked of tensors."""
         if header is None or layout is None or (self.headers is not None and header not in self.headers):
             return None
-        if not self._query.of_tensors:
+        if self.layouts is None:
             return Matched(layout, ())
         if self.holders is None:
             return self._fitting.get(layout)
         held, fitting = self.holders.get(blob), self._fitting.get(layout)
         if not held or fitting is None:
             return None
-        positions = tuple(position for position in fitting.positions if position in held)
+        if layout not in self._places:
+            self._places[layout] = frozenset(fitting.positions)
+        positions = tuple(sorted(held & self._places[layout]))
         return Matched(layout, positions) if positions else None
 
     def nbytes(self, matched: Matched) -> int:
