@@ -199,8 +199,8 @@ def _write_numbers(numbers: Values) -> list[Buffer]:
 
 
 def _read_groups(view: memoryview, number: int, count: int, bits: int) -> list[_Group]:
-    if number > 1 << bits or _HEAD.size + _GROUP.size * number > len(view):
-        raise CodecError(f"delta: {number} groups can not be")
+    if _HEAD.size + _GROUP.size * number > len(view):
+        raise CodecError(f"delta: there are no {number} groups")
     groups: list[_Group] = []
     last = -1
     for index in range(number):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from csf_store.codecs import Codec, CodecError, Hint, codec, codecs, encode, needs_base
+from csf_store.codecs.plane_choice import sample_of
 from csf_store.codecs.planes import WIDTHS
 from csf_store.codecs.registry import plan
 from csf_store.safetensors_layout import DTYPE_BITS
@@ -325,17 +326,30 @@ class TestChoice:
             raw = random_.randbytes(size)
             assert len(encode(raw, Hint(dtype, BASE[:size] if dtype else None))[1]) <= size
 
-    def test_a_sample_that_misleads_costs_little(self) -> None:
-        """Zeros wherever a sample may look, noise everywhere else."""
+    @pytest.mark.parametrize("dtype", ["U8", "BF16", "F32", "I64"])
+    def test_a_sample_that_misleads_costs_little(self, dtype: str) -> None:
+        """Zeros wherever a sample looks, noise everywhere else."""
         raw = bytearray(random.Random(21).randbytes(1 << 20))
-        for start in range(0, len(raw), 1 << 18):
-            raw[start : start + (1 << 14)] = bytes(1 << 14)
-        raw[-(1 << 15) :] = bytes(1 << 15)
-        raw[: 1 << 17] = bytes(1 << 17)
-        for dtype in ("U8", "BF16", "F32"):
-            for codec_ in codecs().values():
-                stored = _there_and_back(codec_, bytes(raw), dtype, bytes(len(raw)))
-                assert len(stored) < 1.1 * len(raw)
+        for middle in (0, len(raw) // 3, 2 * len(raw) // 3, len(raw)):
+            first, last = max(0, middle - (1 << 15)), min(len(raw), middle + (1 << 15))
+            raw[first:last] = bytes(last - first)
+        base = bytes(len(raw))
+        for codec_ in codecs().values():
+            hint = Hint(dtype, base)
+            assert codec_.number == RAW or codec_.plan(bytes(raw), hint).size < 0.9 * len(raw)
+            assert len(_there_and_back(codec_, bytes(raw), dtype, base)) < 1.1 * len(raw)
+
+    @pytest.mark.parametrize(("size", "values"), [(1 << 20, 16), (4 << 20, 100)], ids=["fields", "frame"])
+    def test_what_turns_out_longer_than_planned_is_stored_raw(self, size: int, values: int) -> None:
+        """Small numbers exactly where the sample is taken, noise everywhere else."""
+        rng = np.random.default_rng(27)
+        raw = rng.integers(0, 256, size, dtype=np.uint8)
+        raw[sample_of(np.arange(size))] %= values
+        number, planned = plan(raw.tobytes(), Hint("U8"))
+        assert number == PLANES
+        assert planned.size < 0.9 * size
+        assert size <= len(planned.encode()) < 1.001 * size
+        assert encode(raw.tobytes(), Hint("U8")) == (RAW, raw.tobytes())
 
     def test_what_a_plan_expects_is_near_what_comes(self) -> None:
         base = _weights(1 << 20, 22)

@@ -119,6 +119,25 @@ class TestPlaneRecords:
             with pytest.raises(CodecError):
                 _decode_plane(bad)
 
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("longer than the chunk", "can not be"),
+            ("fields that end behind the record", "do not fit"),
+            ("too many gaps", "do not fit"),
+            ("too many exceptions", "do not fit"),
+        ],
+    )
+    def test_lengths_are_refused_before_they_are_used(self, name: str, says: str) -> None:
+        with pytest.raises(CodecError, match=says):
+            _decode_plane(BAD[name])
+
+    def test_half_a_head_is_refused(self) -> None:
+        for number, size in ((PLANES, 4), (DELTA, 8)):
+            for length in range(size):
+                with pytest.raises(CodecError, match="head is incomplete"):
+                    codec(number).decode_into(b"\x01" * length, memoryview(bytearray(N)), bytes(N))
+
     @pytest.mark.parametrize("head", ["00000000", "03000000", "02020000", "01010000", "02000100", "020000"])
     def test_heads_that_can_not_be_are_refused(self, head: str) -> None:
         with pytest.raises(CodecError):
@@ -136,6 +155,7 @@ BAD_DELTAS = {
     "nothing": b"",
     "half a head": _delta((2, 7, 8, 0, 2, 0), [], b"")[:7],
     "a width of three": _delta((3, 7, 8, 0, 2, 0), TWO),
+    "integers of three bytes": _delta((3, 0, 0, 0, 1, 0), [(0, 1, N // 3)], _plane(0) * 3 + b"\0"),
     "no width": _delta((0, 7, 8, 0, 2, 0), TWO),
     "a zero that is none": _delta((2, 7, 8, 0, 2, 1), TWO),
     "a shift of all bits": _delta((2, 7, 8, 16, 2, 0), TWO),
@@ -174,6 +194,19 @@ class TestDelta:
         with pytest.raises(CodecError):
             codec(DELTA).decode_into(BAD_DELTAS[name], memoryview(bytearray(N)), BASE)
 
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [("an exponent that can not be", "group 1 can not be"), ("an empty group", "group 0 can not be")],
+    )
+    def test_groups_are_refused_before_they_are_used(self, name: str, says: str) -> None:
+        with pytest.raises(CodecError, match=says):
+            codec(DELTA).decode_into(BAD_DELTAS[name], memoryview(bytearray(N)), BASE)
+
+    def test_an_exponent_of_twelve_bits_is_refused_though_all_else_fits(self) -> None:
+        stored = _delta((8, 51, 12, 0, 1, 0), [(0, 1, N // 8)], _plane(0) * 8)
+        with pytest.raises(CodecError, match="12 bits can not be"):
+            codec(DELTA).decode_into(stored, memoryview(bytearray(N)), bytes(N))
+
 
 class TestMemory:
     """Nothing that stored bytes say makes a decoder take more than a small multiple of the chunk."""
@@ -198,6 +231,7 @@ class TestMemory:
             _plane(3, _fields(b"", _plane(2, _frame(bytes(most))), _plane(0), x=most, g=most)),
             _plane(3, _fields(b"", _plane(2, _frame(b"\xff" * gaps)), _plane(0), x=most, g=gaps)),
             _plane(3, _fields(b"", _plane(0), _plane(0), x=size - 1, g=size - 1)),
+            _plane(3, _fields(b"", _plane(0, low=1), _plane(0), x=1, g=0xFFFFFFFF)),
             _plane(3, _fields(b"", _plane(0), _plane(0), x=0xFFFFFFFF, g=0xFFFFFFFF)),
             _plane(3, _fields(b"", length=0xFFFFFFFF), bits=4),
             _plane(2, _frame(bytes(1 << 26))),
