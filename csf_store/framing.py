@@ -61,6 +61,9 @@ _STORED_LIMIT: Final = {
 _RAW_LIMIT: Final = {RecordType.CHUNK: CHUNK_SIZE, RecordType.OBJECT: 1 << 62, RecordType.FOOTER: MAX_FOOTER}
 
 
+_IN_FOOTER: Final = {1: RecordType.CHUNK, 2: RecordType.OBJECT}
+
+
 class FramingError(Exception):
     """A structure does not hold together; the caller knows the segment and the offset and says so."""
 
@@ -232,7 +235,8 @@ def unpack_footer(table: bytes, size: int) -> list[FooterEntry]:
         raise FramingError("the footer is not a whole number of entries")
     entries = []
     for offset, stored, raw, record_type, kind, codec, flags, reserved, digest, base in _ENTRY.iter_unpack(table):
-        if record_type not in (RecordType.CHUNK, RecordType.OBJECT) or flags or reserved:
+        known = _IN_FOOTER.get(record_type)
+        if known is None or flags or reserved:
             raise FramingError("the footer holds an entry of no known type")
         if offset + RECORD_HEADER_SIZE + stored > size:
             raise FramingError("the footer points outside its segment")
@@ -240,7 +244,7 @@ def unpack_footer(table: bytes, size: int) -> list[FooterEntry]:
             raise FramingError(f"the footer holds impossible lengths: {raw} bytes in {stored}")
         if base != ZERO_DIGEST and record_type != RecordType.CHUNK:
             raise FramingError("the footer calls something a difference that is no chunk")
-        entries.append(FooterEntry(offset, stored, raw, RecordType(record_type), kind, codec, digest, base))
+        entries.append(FooterEntry(offset, stored, raw, known, kind, codec, digest, base))
     return entries
 
 

@@ -116,6 +116,7 @@ class Collect:
         self._ledger = ledger
         self._roots = Roots(ledger)
         self._for_bases = 0
+        self._epoch = 0
         self._options = options
         self._progress = progress or (lambda _what, _done, _total: None)
         self._waiting = waiting
@@ -152,6 +153,7 @@ class Collect:
         self._mark_roots()
         self._mark.follow(found.bystanders(self._store), Reason.NEIGHBOUR)
         self._mark.check()
+        self._epoch = self._store.keeper.epoch
         found.weigh(self._store, self._mark)
         self._mark.check()
         going = found.choose(self._options.threshold)
@@ -192,23 +194,22 @@ class Collect:
         """The records in segments that go which are marked, or needed by a difference that stays."""
         rows_of = {state.id for name, state in self._store.segments().items() if name in going}
         using = self._store.keeper.using
-        chunks = {row.digest: row for row in using(lambda index: list(index.chunk_rows(rows_of)))}
-        objects = [row for row in using(lambda index: list(index.object_rows(rows_of))) if self._mark.keeps(row)]
+        rows = using(lambda index: [row for row in index.object_rows(rows_of) if self._mark.keeps(row)])
+        chunks = using(lambda index: [row for row in index.chunk_rows(rows_of) if self._mark.keeps(row)])
         bases = bases | using(lambda index: index.bases(rows_of))
-        keep = {digest: row for digest, row in chunks.items() if digest in self._mark.chunks}
-        bases.update(row.where.base for row in keep.values() if row.where.is_difference)
+        bases.update(row.where.base for row in chunks if row.where.is_difference)
         self._for_bases = 0
         for base in bases:
-            where = chunks[base].where if base in chunks else self._store.find_chunk(base)
+            where = self._store.find_chunk(base)
             if where is None:
                 self._mark.miss([base], "is the base of a difference and is in no segment")
             elif where.is_difference:
                 self._mark.miss([base], "is the base of a difference and is a difference itself")
             elif base not in self._mark.chunks:
                 self._for_bases += RECORD_HEADER_SIZE + where.stored
-                if base in chunks:
-                    keep[base] = chunks[base]
-        return sorted((*keep.values(), *objects), key=lambda row: (row.where.segment, row.where.offset))
+                if where.segment in rows_of:
+                    rows.append(Row(base, where, 0))
+        return sorted((*rows, *chunks), key=lambda row: row.where[:2])
 
     def _prove_twins(self, found: Survey, going: Collection[str], keep: Iterable[Row]) -> None:
         """Before a second copy of something kept is dropped, the first one is read: it may be the damaged one."""
@@ -242,20 +243,34 @@ class Collect:
 
     def _look_again(self, found: Survey, going: tuple[str, ...], rewriter: Rewriter) -> None:
         """Nobody puts or pins now. What did so since we marked has its records copied too."""
+        mark = self._mark
         self._store.refresh()
-        before = set(self._mark.chunks)
+        chunks, objects = set(mark.chunks), set(mark.objects)
         self._mark_roots()
         rows_of = {state.id for name, state in self._store.segments().items() if name in going}
-        objects = self._store.keeper.using(lambda index: list(index.object_rows()))
+        rows = self._store.keeper.using(lambda index: list(index.object_rows()))
         # Every object in a segment that stays is kept whole, whoever put it and whatever its clock said.
-        self._mark.follow((row.digest for row in objects if row.where.segment not in rows_of), Reason.NEIGHBOUR)
-        fresh = self._mark.chunks.keys() - before
-        self._mark.miss((digest for digest in fresh if not self._store.find_chunk(digest)), "is in no segment")
-        keep = self._to_keep(going, found.bases(going))
-        self._mark.check()
+        mark.follow((row.digest for row in rows if row.where.segment not in rows_of), Reason.NEIGHBOUR)
+        fresh = mark.chunks.keys() - chunks
+        mark.miss((digest for digest in fresh if not self._store.find_chunk(digest)), "is in no segment")
+        if self._store.keeper.epoch != self._epoch:  # read back anew: other copies of the same may be in use now
+            keep = self._to_keep(going, found.bases(going))
+        else:
+            keep = [
+                row for row in rows if row.where.segment in rows_of and row.digest not in objects and mark.keeps(row)
+            ]
+            keep += self._among(rows_of, fresh | self._store.keeper.using(lambda index: index.bases(rows_of)))
+        mark.check()
         late = [row for row in keep if (row.digest, row.where.kind) not in rewriter.copied]
         self._copy(rewriter, late, sum(RECORD_HEADER_SIZE + row.where.stored for row in late))
         rewriter.seal()
+
+    def _among(self, rows_of: Collection[int], chunks: Collection[bytes]) -> list[Row]:
+        """Those of these chunks that are in segments that go, with what they are differences to."""
+        places = [(digest, self._store.find_chunk(digest)) for digest in chunks]
+        bases = {where.base for _, where in places if where is not None and where.is_difference} - set(chunks)
+        places += [(digest, self._store.find_chunk(digest)) for digest in bases]
+        return [Row(digest, where, 0) for digest, where in places if where is not None and where.segment in rows_of]
 
     def _report(self, found: Survey, going: tuple[str, ...], kept: int, *, size: int) -> CollectReport:
         records = found.records(going)

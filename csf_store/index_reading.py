@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import struct
 import threading
 import zlib
 from collections.abc import Collection, Iterator
@@ -24,7 +23,7 @@ from csf_store.index_rows import (
     Lost,
     Row,
     SegmentState,
-    crc_of,
+    fits,
     is_digest,
 )
 
@@ -118,12 +117,9 @@ class IndexReading:
         return self._checked(digest, kind, row[:6], row[6]) if row else None
 
     def _checked(self, digest: bytes, kind: int, row: tuple[int, int, int, int, int, bytes], crc: int) -> Location:
-        try:
-            where = Location(*row, kind)
-            if crc_of(digest, where) == crc:
-                return where
-        except (TypeError, struct.error):
-            pass
+        where = Location(*row, kind)
+        if fits(digest, where, crc):
+            return where
         raise IndexUnusableError(f"the row of {digest!r} is damaged")
 
     def kinds(self, digest: bytes) -> list[int]:
@@ -173,18 +169,23 @@ class IndexReading:
 
     def chunk_rows(self, segments: Collection[int] | None = None) -> Iterator[Row]:
         """Every chunk (of some segment rows), as of now, by place. It reads through a connection of its own."""
-        sql = f"SELECT digest, segment, offset, stored, raw, codec, base, crc FROM chunks {_only(segments)}"  # noqa: S608
-        for row in self._stream(sql + " ORDER BY segment, offset"):
-            yield Row(row[0], self._checked(row[0], 0, row[1:7], row[7]), 0)
+        sql = f"SELECT segment, offset, stored, raw, codec, base, 0, digest, crc FROM chunks {_only(segments)}"  # noqa: S608
+        for *where, digest, crc in self._stream(sql + " ORDER BY segment, offset"):
+            place = Location(*where)
+            if not fits(digest, place, crc):
+                raise IndexUnusableError(f"the row of {digest!r} is damaged")
+            yield Row(digest, place, 0)
 
     def object_rows(self, segments: Collection[int] | None = None) -> Iterator[Row]:
         """Every object (of some segment rows), as of now, by place. It reads through a connection of its own."""
-        sql = f"SELECT digest, kind, segment, offset, stored, raw, codec, crc, seen FROM objects {_only(segments)}"  # noqa: S608
-        for row in self._stream(sql + " ORDER BY segment, offset"):
-            where = self._checked(row[0], row[1], (*row[2:7], ZERO_DIGEST), row[7])
-            if not isinstance(row[8], int):
-                raise IndexUnusableError(f"the row of {row[0].hex()} is damaged")
-            yield Row(row[0], where, row[8])
+        sql = f"SELECT segment, offset, stored, raw, codec, kind, digest, crc, seen FROM objects {_only(segments)}"  # noqa: S608
+        for segment, offset, stored, raw, codec, kind, digest, crc, seen in self._stream(
+            sql + " ORDER BY segment, offset"
+        ):
+            place = Location(segment, offset, stored, raw, codec, ZERO_DIGEST, kind)
+            if not isinstance(seen, int) or not fits(digest, place, crc):
+                raise IndexUnusableError(f"the row of {digest!r} is damaged")
+            yield Row(digest, place, seen)
 
     def chunk_totals(self) -> list[tuple[int, bool, int, int, int]]:
         """Codec, whether they are differences, number, raw bytes and stored bytes of chunks, summed up by SQLite."""

@@ -101,7 +101,16 @@ class Row(NamedTuple):
 
 def crc_of(digest: bytes, where: Location) -> int:
     """The checksum of a row."""
-    return zlib.crc32(_CRC.pack(digest, where.kind, *where[:6]))
+    segment, offset, stored, raw, codec, base, kind = where
+    return zlib.crc32(_CRC.pack(digest, kind, segment, offset, stored, raw, codec, base))
+
+
+def fits(digest: bytes, where: Location, crc: int) -> bool:
+    """Whether a row is as it was written. SQLite gives out whatever a damaged file says, of any type."""
+    try:
+        return crc_of(digest, where) == crc and len(digest) == DIGEST_SIZE
+    except (TypeError, struct.error):
+        return False
 
 
 def is_digest(value: object) -> bool:

@@ -77,6 +77,16 @@ def read_footer(fs: FileSystem, fd: int, segment_id: bytes, size: int) -> list[F
     Raises:
         FramingError: if there is a trailer but what it points to is damaged.
     """
+    table = footer_table(fs, fd, segment_id, size)
+    return None if table is None else unpack_footer(table, size - TRAILER_SIZE - len(table) - RECORD_HEADER_SIZE)
+
+
+def footer_table(fs: FileSystem, fd: int, segment_id: bytes, size: int) -> bytes | None:
+    """The bytes of a sealed segment's table of contents, hashed and not yet read entry by entry, or None.
+
+    Raises:
+        FramingError: if there is a trailer but what it points to is damaged.
+    """
     tail = read_exact(fs, fd, TRAILER_SIZE, max(0, size - TRAILER_SIZE))
     try:
         trailer = unpack_trailer(segment_id, tail)
@@ -95,7 +105,7 @@ def read_footer(fs: FileSystem, fd: int, segment_id: bytes, size: int) -> list[F
     table = read_exact(fs, fd, header.stored_length, table_at)
     if stored_hash(table) != header.stored_hash or header.digest != header.stored_hash:
         raise FramingError("the footer is damaged")
-    return unpack_footer(table, trailer.footer_offset)
+    return table
 
 
 class SegmentReader:
@@ -127,7 +137,7 @@ class SegmentReader:
             return
         try:
             with storage_errors(self.path):
-                footer = read_footer(self._fs, self._fd, self._id, size)
+                footer = footer_table(self._fs, self._fd, self._id, size)
             if footer is None:
                 raise FramingError("the trailer of a sealed segment is damaged")
         except FramingError as error:

@@ -108,7 +108,7 @@ def gather(archive: Reading, store: Store, ledger: Ledger) -> Stats:
     states = store.segments().values()
     listed = sum(RECORD_HEADER_SIZE * number + stored for _, _, number, _, stored in chunks)
     listed += sum(RECORD_HEADER_SIZE * number + stored for _, number, _, stored, _ in objects)
-    pinned, unreadable = _pinned(archive, ledger)
+    pinned, unreadable = _pinned(archive, store, ledger)
     segments = _size(store, store.directory, ".csfs")
     return Stats(
         pinned=pinned,
@@ -158,7 +158,7 @@ def _size(store: Store, directory: Path, ending: str) -> int:
             raise
 
 
-def _pinned(archive: Reading, ledger: Ledger) -> tuple[int, int]:
+def _pinned(archive: Reading, store: Store, ledger: Ledger) -> tuple[int, int]:
     """Bytes of the trees and blobs that pins and refs lead to through manifests and records, each counted once.
 
     Also how many of them can not be read.
@@ -173,8 +173,11 @@ def _pinned(archive: Reading, ledger: Ledger) -> tuple[int, int]:
             continue
         seen.add(digest)
         try:
-            if archive.contains(digest, Kind.TREE) or archive.contains(digest, Kind.BLOB):
-                total += archive.content_size(digest)
+            blob = store.find_object(bytes(digest), Kind.BLOB)
+            if archive.contains(digest, Kind.TREE):
+                total += archive.tree(digest).size
+            elif blob is not None:
+                total += blob.raw
             else:
                 waiting += archive.links(digest)
         except (CorruptError, NotFoundError):
