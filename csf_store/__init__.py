@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
-    from csf_store.check import Finding, VerifyReport
     from csf_store.cli.command_table import CommandTable
     from csf_store.cli.progress import progress_bar
     from csf_store.cli.session import Session, Value, human_size, json_option, pass_session
@@ -46,13 +45,14 @@ if TYPE_CHECKING:
     from csf_store.search.query import Findings, Hit, MetadataPattern, Order, Place, Query, TensorAddress, TensorHit
     from csf_store.search.tensor_values import Distance
     from csf_store.trees import Tree, TreeEntry
+    from csf_store.upkeep.check import Finding, VerifyReport
 
 _HOMES = {
     "archive": ("Archive",),
     "cli.command_table": ("CommandTable",),
     "cli.progress": ("progress_bar",),
     "cli.session": ("Session", "Value", "human_size", "json_option", "pass_session"),
-    "check": ("Finding", "VerifyReport"),
+    "upkeep.check": ("Finding", "VerifyReport"),
     "search.diff": (
         "Change",
         "Comparison",

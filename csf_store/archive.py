@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from csf_store.bases import Base, base_of
-from csf_store.check import Check, VerifyReport
 from csf_store.digest import Buffer, Digest
 from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
@@ -24,7 +23,8 @@ from csf_store.marker import MARKER, make_archive, read_marker
 from csf_store.objects import Kind, Layout, Stored
 from csf_store.pipeline import Pipeline
 from csf_store.trees import Tree, TreeEntry, decode_tree, encode_tree
-from csf_store.upkeep import Upkeep, open_store
+from csf_store.upkeep.check import Check, VerifyReport
+from csf_store.upkeep.upkeep import Upkeep, open_store
 
 
 class Archive(Upkeep):

@@ -12,7 +12,7 @@ from csf_store.cli.session import Session, human_size, json_option, pass_session
 from csf_store.cli.upkeep import say_waiting, seconds
 
 if TYPE_CHECKING:
-    from csf_store.repair import RepairReport
+    from csf_store.upkeep.repair import RepairReport
 
 _DAMAGED = 1
 
@@ -109,7 +109,7 @@ def repair(session: Session, *, dry_run: bool, sources: tuple[Path, ...], wait: 
 
 def _tell(session: Session, report: RepairReport) -> None:
     from csf_store.digest import Digest  # noqa: PLC0415 - blake3, not needed for --help
-    from csf_store.repair import document, kind_name  # noqa: PLC0415
+    from csf_store.upkeep.repair import document, kind_name  # noqa: PLC0415
 
     if session.json:
         session.item(document(report), "")

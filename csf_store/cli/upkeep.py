@@ -13,7 +13,7 @@ import click
 from csf_store.cli.session import Session, human_size, json_option, pass_session
 
 if TYPE_CHECKING:
-    from csf_store.gc import CollectReport
+    from csf_store.upkeep.gc import CollectReport
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -164,7 +164,7 @@ def stats(session: Session) -> None:
       csf stats
       csf stats --json
     """  # noqa: D301 - \b is for click
-    from csf_store.stats import document  # noqa: PLC0415
+    from csf_store.upkeep.stats import document  # noqa: PLC0415
 
     with session.open() as archive:
         found = archive.stats()

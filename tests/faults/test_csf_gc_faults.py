@@ -16,10 +16,10 @@ from kept import INDEX, SEAL, index_files, indexes, make, names, sound
 from mortal import Dead, Mortal, abandon
 
 from csf_store import Archive, CorruptError, CsfError, Digest, Kind, StorageError
-from csf_store.check import Check
-from csf_store.gc import Collect
 from csf_store.index import Index
 from csf_store.journal import JOURNAL
+from csf_store.upkeep.check import Check
+from csf_store.upkeep.gc import Collect
 
 
 @pytest.fixture

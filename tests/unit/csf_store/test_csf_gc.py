@@ -13,12 +13,12 @@ import pytest
 from checkpoint_maker import fine_tuned, make_safetensors, weights
 
 from csf_store import Archive, ConflictError, CorruptError, Digest, Kind, RefusedError, StorageError
-from csf_store import gc as collecting
-from csf_store.gc import Collect
 from csf_store.index import Index
-from csf_store.mark import Reason
-from csf_store.rewrite import Rewriter
 from csf_store.segment import chunk_header
+from csf_store.upkeep import gc as collecting
+from csf_store.upkeep.gc import Collect
+from csf_store.upkeep.mark import Reason
+from csf_store.upkeep.rewrite import Rewriter
 
 SMALL = 200_000
 """Segments of this size, so that a few objects make several."""

@@ -29,11 +29,11 @@ from csf_store.framing import (
 )
 from csf_store.index import Index
 from csf_store.index_rows import Location, Row, SegmentState
-from csf_store.mark import Mark, Reason
 from csf_store.objects import KINDS
 from csf_store.recovery import scan
 from csf_store.segment import read_footer, segment_id_of
 from csf_store.store import Store
+from csf_store.upkeep.mark import Mark, Reason
 
 _MOST_LOCKS: Final = 256
 """Unsealed segments looked at in one go; each costs an open file."""

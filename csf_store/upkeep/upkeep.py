@@ -12,15 +12,15 @@ from pathlib import Path
 
 from csf_store.digest import Digest
 from csf_store.durable import FileSystem
-from csf_store.finishing import collected_segments, finish_abandoned
-from csf_store.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
-from csf_store.healing import other_archive
 from csf_store.keeping import Waiting
 from csf_store.ledger.ledger import Ledger
 from csf_store.reading import Reading
-from csf_store.repair import Repair, RepairReport
-from csf_store.stats import Stats, gather
 from csf_store.store import Store
+from csf_store.upkeep.finishing import collected_segments, finish_abandoned
+from csf_store.upkeep.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
+from csf_store.upkeep.healing import other_archive
+from csf_store.upkeep.repair import Repair, RepairReport
+from csf_store.upkeep.stats import Stats, gather
 
 
 class Upkeep(Reading):

@@ -16,10 +16,10 @@ from csf_store.framing import (
 )
 from csf_store.index import Index
 from csf_store.index_rows import SegmentState
-from csf_store.inventory import Held, Inventory, Key
 from csf_store.recovery import Looked, Scan, look
 from csf_store.segment import segment_id_of
 from csf_store.store import Store
+from csf_store.upkeep.inventory import Held, Inventory, Key
 
 
 class Patient(NamedTuple):

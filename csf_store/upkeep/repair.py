@@ -21,13 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from csf_store.diagnosis import Diagnosis, Patient, examine
 from csf_store.digest import Digest
 from csf_store.durable import FileStat, storage_errors, write_new
 from csf_store.errors import ConflictError, CorruptError, RefusedError
-from csf_store.finishing import finish, upkeep
-from csf_store.healing import Healed, Healer, SetAside, Source
-from csf_store.inventory import Hurt, Inventory, Key, Missing, hurt_by
 from csf_store.journal import JOURNAL, QUARANTINE, Journal, read_journal, write_journal
 from csf_store.keeping import COLLECT_LOCK, Waiting, alone
 from csf_store.ledger.ledger import Ledger
@@ -35,9 +31,13 @@ from csf_store.ledger.line import JSON
 from csf_store.objects import KINDS
 from csf_store.pipeline import Pipeline
 from csf_store.recovery import Looked, look
-from csf_store.rewrite import Rewriter, clear_parts
 from csf_store.segment import segment_id_of
 from csf_store.store import Store
+from csf_store.upkeep.diagnosis import Diagnosis, Patient, examine
+from csf_store.upkeep.finishing import finish, upkeep
+from csf_store.upkeep.healing import Healed, Healer, SetAside, Source
+from csf_store.upkeep.inventory import Hurt, Inventory, Key, Missing, hurt_by
+from csf_store.upkeep.rewrite import Rewriter, clear_parts
 
 WAIT = 60.0
 

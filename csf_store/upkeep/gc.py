@@ -26,19 +26,19 @@ from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
 from csf_store.errors import RefusedError
-from csf_store.finishing import finish, upkeep
 from csf_store.framing import FOOTER_ENTRY_SIZE, RECORD_HEADER_SIZE, SEGMENT_HEADER_SIZE, TRAILER_SIZE
-from csf_store.garbage import Survey, where_in_use
 from csf_store.index_rows import Row
 from csf_store.journal import Journal, write_journal
 from csf_store.keeping import COLLECT_LOCK, Waiting, alone
 from csf_store.ledger.ledger import Ledger
-from csf_store.mark import Mark, Reason
 from csf_store.objects import KINDS
 from csf_store.retrieve import Retrieve
-from csf_store.rewrite import Rewriter, clear_parts
-from csf_store.roots import Roots
 from csf_store.store import Store
+from csf_store.upkeep.finishing import finish, upkeep
+from csf_store.upkeep.garbage import Survey, where_in_use
+from csf_store.upkeep.mark import Mark, Reason
+from csf_store.upkeep.rewrite import Rewriter, clear_parts
+from csf_store.upkeep.roots import Roots
 
 GRACE: Final = 3600.0
 THRESHOLD: Final = 0.1

@@ -16,16 +16,16 @@ from csf_store.digest import Digest
 from csf_store.durable import FileSystem
 from csf_store.errors import CsfError, InvalidInputError
 from csf_store.framing import ZERO_DIGEST, FramingError, RecordHeader
-from csf_store.inventory import Held, Inventory, Missing
 from csf_store.journal import QUARANTINE
 from csf_store.marker import read_marker
 from csf_store.objects import KINDS, Kind, ObjectBody
 from csf_store.pipeline import Pipeline
 from csf_store.recovery import entry_of, look
 from csf_store.retrieve import Retrieve, decode_record
-from csf_store.rewrite import Rewriter
 from csf_store.segment import chunk_header, object_header, segment_id_of
 from csf_store.store import Store
+from csf_store.upkeep.inventory import Held, Inventory, Missing
+from csf_store.upkeep.rewrite import Rewriter
 
 
 class Found(NamedTuple):
