@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "rm": ("putting", "Unpin: let an object go."),
     "stats": ("upkeep", "Show what the archive holds in numbers."),
     "gc": ("upkeep", "Collect garbage: free the space of what nothing leads to."),
+    "parity": ("parity", "Keep what undoes rot, for those with one copy."),
     "log": ("auditing", "Show the ledger, and prove what it says."),
 }
 

@@ -114,10 +114,9 @@ def _tell(session: Session, report: RepairReport) -> None:
     if session.json:
         session.item(document(report), "")
         return
+    _tell_healed(session, report)
     for damaged in report.damaged:
         session.note(f"DAMAGED  segment {damaged.segment}: {damaged.why}; {damaged.salvaged} sound records kept")
-    for healed in report.healed:
-        session.note(f"healed   {Digest(healed.digest)} ({kind_name(healed.kind)}) from {healed.source}")
     for lost in report.lost:
         place = f", was in segment {lost.segment} at offset {lost.offset}" if lost.segment else ""
         kinds = ", ".join(map(kind_name, lost.kinds)) or "object"
@@ -136,3 +135,13 @@ def _tell(session: Session, report: RepairReport) -> None:
     end = "nothing is lost" if report.ok else f"{len(report.lost)} lost, {len(report.hurt)} objects hurt"
     where = f"; damaged files are in {report.quarantine}" if report.quarantine and not report.dry_run else ""
     session.note(f"{'would be: ' if report.dry_run else ''}{end}: {report.segments} segments read{where}")
+
+
+def _tell_healed(session: Session, report: RepairReport) -> None:
+    from csf_store.digest import Digest  # noqa: PLC0415 - blake3, not needed for --help
+    from csf_store.upkeep.repair import kind_name  # noqa: PLC0415
+
+    for mended in report.mended:
+        session.note(f"mended   segment {mended.segment}: {mended.blocks} blocks from parity")
+    for healed in report.healed:
+        session.note(f"healed   {Digest(healed.digest)} ({kind_name(healed.kind)}) from {healed.source}")

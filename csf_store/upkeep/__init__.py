@@ -1,1 +1,1 @@
-"""Keeping an archive healthy: verification, garbage collection, repair, statistics."""
+"""Keeping an archive healthy: verification, garbage collection, repair, statistics, parity."""

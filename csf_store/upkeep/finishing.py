@@ -18,6 +18,7 @@ from csf_store.keeping import UPKEEP_LOCK, Waiting, alone
 from csf_store.ledger.ledger import Ledger
 from csf_store.segment import segment_id_of
 from csf_store.store import Store
+from csf_store.upkeep.parity import remove_parity
 
 COLLECTED: Final = "collected"
 """The ledger event that says which segments were taken away on purpose."""
@@ -64,6 +65,7 @@ def finish(store: Store, ledger: Ledger, journal: Journal) -> None:
         _delete(store.fs, store.directory, journal)
     else:
         _set_aside(store.fs, store.directory, store.root, journal.into, journal)
+    remove_parity(store, orphans_only=True)
     _enter(ledger, journal)
     remove_journal(store.fs, store.root)
     store.refresh()

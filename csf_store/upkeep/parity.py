@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 from csf_store.durable import fill, storage_errors, write_all
 from csf_store.errors import CorruptError, CsfError, InvalidInputError, NotFoundError
 from csf_store.framing import FramingError, check_segment_header
-from csf_store.upkeep.parity_file import PERCENT, SUFFIX, Parity, write_parity
-from csf_store.recovery import look
+from csf_store.recovery import Looked, look
 from csf_store.segment import PART, segment_id_of
 from csf_store.segment import SUFFIX as SEGMENT_SUFFIX
 from csf_store.store import Store
+from csf_store.upkeep.parity_file import PERCENT, SUFFIX, Parity, write_parity
 
 PARITY: Final = "parity"
 _ROOM: Final = 4 << 20
@@ -87,12 +87,17 @@ def _insist_sound(store: Store, path: Path, name: str | None = None) -> None:
     found = look(store.fs, path, segment_id)
     if found is None:
         raise NotFoundError(f"{path} is gone; run csf verify")
-    try:
-        check_segment_header(found.head, store.archive_id, segment_id)
-    except FramingError as error:
-        raise CorruptError(f"{path}: {error}; run csf repair") from error
-    if not found.scan.sealed or found.scan.gaps or found.scan.tail:
+    if not is_sound(store, name or path.name, found):
         raise CorruptError(f"{path} is damaged, or was never sealed; run csf repair")
+
+
+def is_sound(store: Store, name: str, looked: Looked) -> bool:
+    """Whether a segment file that was read is sealed and whole to its last byte."""
+    try:
+        check_segment_header(looked.head, store.archive_id, segment_id_of(name) or b"")
+    except FramingError:
+        return False
+    return looked.scan.sealed and not looked.scan.gaps and looked.scan.tail is None
 
 
 def parity_states(store: Store, *, deep: bool = False) -> tuple[ParityState, ...]:

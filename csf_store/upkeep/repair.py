@@ -1,5 +1,6 @@
 """Repair: make the best of damage, lose nothing more, and say by name what can not be had again.
 
+0. Where a damaged segment has parity (``parity``), that makes it what it was.
 1. Read every segment. Damaged are those that do not hold together where something was promised, those of another
    archive or under another name, and those that hold differences to a chunk that is lost.
 2. Of damaged segments the sound records are copied to new ones. What is missing then is looked for in what was set
@@ -37,6 +38,7 @@ from csf_store.upkeep.diagnosis import Diagnosis, Patient, examine
 from csf_store.upkeep.finishing import finish, upkeep
 from csf_store.upkeep.healing import Healed, Healer, SetAside, Source
 from csf_store.upkeep.inventory import Hurt, Inventory, Key, Missing, hurt_by
+from csf_store.upkeep.parity import can_mend, is_sound, mend
 from csf_store.upkeep.rewrite import Rewriter, clear_parts
 
 WAIT = 60.0
@@ -48,6 +50,13 @@ class Damaged(NamedTuple):
     segment: str
     why: str
     salvaged: int
+
+
+class Mended(NamedTuple):
+    """A segment that parity made whole: its file name, and how many blocks of 4 KiB were wrong."""
+
+    segment: str
+    blocks: int
 
 
 class LostRecord(NamedTuple):
@@ -65,6 +74,7 @@ class RepairReport(NamedTuple):
     Attributes:
         dry_run: whether nothing was changed.
         segments: segments read.
+        mended: those that parity made whole again, and the damaged blocks of each.
         damaged: those that were replaced and moved to quarantine.
         healed: what was lost and found elsewhere.
         lost: what was not.
@@ -78,6 +88,7 @@ class RepairReport(NamedTuple):
 
     dry_run: bool
     segments: int
+    mended: tuple[Mended, ...]
     damaged: tuple[Damaged, ...]
     healed: tuple[Healed, ...]
     lost: tuple[LostRecord, ...]
@@ -114,6 +125,8 @@ class Repair:
         self._progress = progress
         self._waiting = waiting
         self._looked: dict[str, tuple[FileStat, Looked]] = {}
+        self._mended: list[Mended] = []
+        self._notes: list[str] = []
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         self._into = f"{QUARANTINE}/{now}-{secrets.token_hex(3)}"
 
@@ -135,6 +148,7 @@ class Repair:
             self._look()  # the long part, while others go on
             if dry_run:
                 return self._repair(None)[0]
+            self._mend()
             rewriter = Rewriter(self._store.fs, self._store.directory, self._store.archive_id, self._store.seal_at)
             with contextlib.ExitStack() as locks:
                 try:
@@ -147,6 +161,22 @@ class Repair:
             if report.damaged or not report.ok:
                 self._keep(report)
         return report
+
+    def _mend(self) -> None:
+        """Sealed segments do not change, so nobody minds: readers go on in the file they have open."""
+        for name in self._ill():
+            try:
+                self._mended.append(Mended(name, mend(self._store, name)))
+            except CorruptError as error:
+                self._notes.append(str(error))
+
+    def _ill(self) -> list[str]:
+        """Damaged segments that have parity."""
+        return [
+            name
+            for name, (_, looked) in self._looked.items()
+            if not is_sound(self._store, name, looked) and can_mend(self._store, name)
+        ]
 
     def _keep(self, report: RepairReport) -> None:
         """Writes the report where the damaged files are: who looks at them later wants to know."""
@@ -257,6 +287,7 @@ class Repair:
         return RepairReport(
             dry_run=rewriter is None,
             segments=len(self._looked),
+            mended=tuple(self._mended),
             damaged=tuple(Damaged(patient.name, patient.why, salvaged[patient.name]) for patient in damaged),
             healed=tuple(healer.healed),
             lost=tuple(_lost(missing, diagnosis)),
@@ -264,9 +295,12 @@ class Repair:
             pins=tuple(dict.fromkeys(pin.name or str(pin.digest) for pin in found.pins if bytes(pin.digest) in bad)),
             refs=tuple(sorted(name for name, each in targets.items() if any(bytes(target) in bad for target in each))),
             ledger=found.findings,
-            notes=(*diagnosis.notes, *found.notes),
+            notes=(*self._notes, *(self._promise() if rewriter is None else ()), *diagnosis.notes, *found.notes),
             quarantine=self._into if damaged else None,
         ), damaged
+
+    def _promise(self) -> list[str]:
+        return [f"segment {name} has parity, from which it may be made whole" for name in self._ill()]
 
     def _with_quarantine(self, missing: Missing) -> Iterable[Source]:
         if not missing or not (self._store.root / QUARANTINE).is_dir():
@@ -312,6 +346,7 @@ def document(report: RepairReport) -> dict[str, JSON]:
             for each in report.hurt
         ],
         "ledger": list(report.ledger),
+        "mended": [each._asdict() for each in report.mended],
         "lost": [
             {
                 "digest": str(each.digest),

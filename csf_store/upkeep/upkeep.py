@@ -16,9 +16,11 @@ from csf_store.keeping import Waiting
 from csf_store.ledger.ledger import Ledger
 from csf_store.reading import Reading
 from csf_store.store import Store
-from csf_store.upkeep.finishing import collected_segments, finish_abandoned
+from csf_store.upkeep.finishing import collected_segments, finish_abandoned, upkeep
 from csf_store.upkeep.gc import GRACE, THRESHOLD, WAIT, Collect, CollectReport, Options, Progress
 from csf_store.upkeep.healing import other_archive
+from csf_store.upkeep.parity import ParityState, add_parity, parity_states, remove_parity
+from csf_store.upkeep.parity_file import PERCENT
 from csf_store.upkeep.repair import Repair, RepairReport
 from csf_store.upkeep.stats import Stats, gather
 
@@ -90,6 +92,35 @@ class Upkeep(Reading):
                 self._store, self.ledger, self._pipeline, sources=others, progress=progress, waiting=waiting
             )
             return repair.run(dry_run=dry_run, wait=wait)
+
+    def add_parity(
+        self, *, percent: float = PERCENT, anew: bool = False, progress: Callable[[int], None] | None = None
+    ) -> tuple[str, ...]:
+        """Makes parity for every sealed segment that has none, so that ``repair`` can undo rot; returns their names.
+
+        Args:
+            percent: how much of a segment may be lost.
+            anew: also replace the parity that is there.
+            progress: called with the bytes of segments done.
+
+        Raises:
+            CorruptError: if a segment is damaged.
+            InvalidInputError: if the package ``zfec`` is not installed.
+            ConflictError: if a collection or a repair is at work.
+        """
+        with upkeep(self._store, self.ledger, wait=WAIT):
+            self._store.refresh()
+            return add_parity(self._store, percent=percent, anew=anew, progress=progress)
+
+    def parity(self, *, deep: bool = False) -> tuple[ParityState, ...]:
+        """What parity there is for each sealed segment; ``deep`` also compares every block."""
+        self._store.refresh()
+        return parity_states(self._store, deep=deep)
+
+    def remove_parity(self) -> int:
+        """Deletes all parity; returns how many files there were."""
+        with upkeep(self._store, self.ledger, wait=WAIT):
+            return remove_parity(self._store)
 
     def stats(self) -> Stats:
         """What it holds in numbers: logical, unique and stored bytes, by codec and by kind."""
