@@ -26,7 +26,7 @@ import zstandard
 from safetensors import safe_open
 
 import keystone
-from csf_store.codecs import Hint, codec, codecs, encode
+from csf_store.codecs import Hint, codecs, encode
 
 CHUNK = 4 << 20
 NOISES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -252,9 +252,7 @@ def main(megabytes: int, steps: int, as_json: bool) -> None:  # noqa: FBT001 - c
             click.echo(json.dumps({"table": "pairs", **asdict(found), "share": found.share}))
         return
     click.echo(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, Python {platform.python_version()}, ", nl=False)
-    click.echo(
-        f"numpy {np.__version__}, zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}, {codec(2).name} and friends\n"
-    )
+    click.echo(f"numpy {np.__version__}, zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}\n")
     heads = ["values", "dtype", "codec (bold: chosen)", "stored / raw", "GB/s in", "GB/s out"]
     cells = [[r.kind, r.dtype, r.codec, f"{r.ratio:.4f}", f"{r.gb_in:.2f}", f"{r.gb_out:.2f}"] for r in rows]
     click.echo(markdown(heads, cells))
