@@ -216,7 +216,7 @@ class TestAChunkThatTwoFightOver:
         path, kept, garbage = made
         content = next(each for each in garbage if len(each) == 70_000)
         decide = Collect._decide
-        looked, go = threading.Event(), threading.Event()
+        looked, go, waited = threading.Event(), threading.Event(), threading.Event()
 
         def put() -> None:
             with Archive.open(path, seal_at=SEAL) as other, other.keeping():
@@ -231,13 +231,17 @@ class TestAChunkThatTwoFightOver:
         def meanwhile(self: Collect, *arguments: object) -> object:
             thread.start()
             looked.wait()
-            self._waiting = lambda _: go.set()  # only once it really waits
+            self._waiting = lambda _: (waited.set(), go.set())  # only once it really waits
             return decide(self, *arguments)
 
         monkeypatch.setattr(Collect, "_decide", meanwhile)
         with Archive.open(path, seal_at=SEAL) as archive:
-            archive.collect(grace=0, threshold=0)
+            try:
+                archive.collect(grace=0, threshold=0)
+            finally:
+                go.set()
         thread.join()
+        assert waited.is_set()
         sound(path, kept | {Digest.of(content): content}, "")
 
     def test_a_ref_that_moves_between_the_look_and_the_decision(

@@ -409,11 +409,13 @@ class TestOthers:
         thread.start()
         inside.wait()
         before = _segments(archive)
-        with pytest.raises(ConflictError, match="puts are running"):
-            archive.collect(grace=0, wait=0)
+        try:
+            with pytest.raises(ConflictError, match="puts are running"):
+                archive.collect(grace=0, wait=0)
+        finally:
+            leave.set()
+            thread.join()
         assert _segments(archive) == before
-        leave.set()
-        thread.join()
         assert archive.collect(grace=0, wait=0).objects == 1
 
     def test_one_collection_at_a_time(self, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
