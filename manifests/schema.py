@@ -129,11 +129,13 @@ class LineageStep(Part):
 
 
 def _ordered_evals(evals: tuple[EvalSummary, ...]) -> tuple[EvalSummary, ...]:
-    return tuple(sorted(set(evals), key=lambda e: (e.suite, e.metric, e.recipe, e.report, e.n, e.score)))
+    # The last key makes the order total: a set comes in the order of the day.
+    key = lambda e: (e.suite, e.metric, e.recipe, e.report, e.n, e.score, e.model_dump_json())  # noqa: E731
+    return tuple(sorted(set(evals), key=key))
 
 
 def _ordered_steps(steps: tuple[LineageStep, ...]) -> tuple[LineageStep, ...]:
-    return tuple(sorted(set(steps), key=lambda s: (s.adapter, s.record)))
+    return tuple(sorted(set(steps), key=lambda s: (s.adapter, s.record, s.model_dump_json())))
 
 
 class Manifest(Document):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from manifests import (
     parse_canonical,
     tensor_set_digest,
 )
+from manifests.schema import _ordered_evals
 
 QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -105,6 +107,17 @@ def test_bytes_and_back_is_the_identity(manifest: Manifest) -> None:
     data = manifest.to_bytes()
     again = Manifest.from_bytes(data)
     assert again == manifest and again.to_bytes() == data and again.digest == manifest.digest == Digest.of(data)
+
+
+def test_summaries_that_differ_in_one_field_have_one_order() -> None:
+    """Fields outside the usual sort keys, where a set would come out in the order of its hashes."""
+    digest = [Digest(bytes([number]) * 32) for number in range(6)]
+    common = {"suite": "s", "metric": "m", "n": 1, "passed": None, "score": 0.0, "report": digest[0]}
+    many = [EvalSummary(suite_digest=each, interval=None, recipe=digest[0], **common) for each in digest]
+    interval = Interval(low=0.0, high=1.0, level=0.95, method="wilson")
+    many += [EvalSummary(suite_digest=digest[0], interval=interval, recipe=digest[0], **common)]
+    orders = {_ordered_evals(tuple(random.Random(seed).sample(many, len(many)))) for seed in range(30)}
+    assert orders == {tuple(sorted(many, key=EvalSummary.model_dump_json))}
 
 
 @QUICK
