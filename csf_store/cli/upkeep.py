@@ -99,6 +99,7 @@ def gc(session: Session, *, grace: float, every: bool, dry_run: bool, wait: floa
     """Collect garbage: free the space of what no pin, no ref and no recent put leads to.
 
     Others may put and get meanwhile. Killed at any moment, it loses nothing; the next open finishes what it began.
+    It needs room for what is kept of the segments it rewrites, until the old ones are deleted.
     If something needed is missing or damaged, nothing is deleted: run csf repair first.
 
     \b

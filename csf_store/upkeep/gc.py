@@ -136,7 +136,8 @@ class Collect:
         if self._store.keeping_here:
             raise RefusedError("this thread keeps things from being collected; collect outside of keeping()")
         with upkeep(self._store, self._ledger, wait=self._options.wait, waiting=self._waiting):
-            clear_parts(self._store.fs, self._store.directory)
+            if not self._options.dry_run:
+                clear_parts(self._store.fs, self._store.directory)
             self._store.rest()
             self._store.refresh()
             found = Survey(self._store, young_after=self._since * 1000)

@@ -142,7 +142,8 @@ class Repair:
         if not dry_run:
             self._set_journal_aside()
         with upkeep(self._store, self._ledger, wait=wait, waiting=self._waiting):
-            clear_parts(self._store.fs, self._store.directory)
+            if not dry_run:
+                clear_parts(self._store.fs, self._store.directory)
             self._store.rest()
             self._store.refresh()
             self._look()  # the long part, while others go on

@@ -1,5 +1,6 @@
 """Garbage collection: what is reached stays, to the last byte, and the rest goes."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from checkpoint_maker import fine_tuned, make_safetensors, weights
+from click.testing import CliRunner
 
 from csf_store import Archive, ConflictError, CorruptError, Digest, Kind, RefusedError, StorageError
+from csf_store.cli import main
 from csf_store.index import Index
 from csf_store.segment import chunk_header
 from csf_store.upkeep import gc as collecting
@@ -212,12 +215,14 @@ class TestWhatGoes:
         for number in range(6):
             _pinned(archive, number) if number % 2 else archive.put_bytes(_content(number))
         archive._store.rest()
+        (archive.path / "segments" / f"{'ab' * 16}.csfs.part").write_bytes(b"of a collection that was killed")
         before = _segments(archive)
         told = archive.collect(grace=0, dry_run=True)
         assert _segments(archive) == before
         assert archive.ledger.size == 4
         done = archive.collect(grace=0)
         assert told.removed == done.removed
+        assert set(_segments(archive)) == set(done.written)
         assert (told.objects, told.chunks, told.freed) == (done.objects, done.chunks, done.freed)
 
     def test_a_little_garbage_may_stay_but_no_dead_object(self, archive: Archive) -> None:
@@ -577,3 +582,59 @@ class TestIndex:
         with Archive.open(archive.path) as again:
             assert not (archive.path / "collecting.json").exists()
             _only(again, [_content(1), _content(2)])
+
+
+class TestCommand:
+    def _put(self, tmp_path: Path) -> tuple[list[str], list[str]]:
+        at = ["--archive", str(tmp_path / "a")]
+        digests = []
+        for number in range(2):
+            (tmp_path / str(number)).write_bytes(_content(number))
+            stored = CliRunner().invoke(main, [*at, "put", "--json", str(tmp_path / str(number))])
+            digests.append(json.loads(stored.stdout)["digest"])
+        assert CliRunner().invoke(main, [*at, "rm", digests[0]]).exit_code == 0
+        return at, digests
+
+    def test_gc_says_what_it_does(self, tmp_path: Path) -> None:
+        at, digests = self._put(tmp_path)
+        recent = CliRunner().invoke(main, [*at, "gc"])
+        assert recent.exit_code == 0
+        assert "written to within the grace period" in recent.stdout
+        told = CliRunner().invoke(main, [*at, "gc", "--grace", "0", "--dry-run"])
+        assert told.stdout.splitlines()[-1].startswith("would free 68.")
+        assert "kept   1 objects" in told.stdout
+        done = CliRunner().invoke(main, [*at, "gc", "--grace", "0", "--json"])
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["event"] for line in lines if "event" in line] == ["removed"]
+        assert (lines[-1]["objects"], lines[-1]["chunks"], lines[-1]["garbage"]) == (1, 1, 0)
+        assert CliRunner().invoke(main, [*at, "stat", digests[0]]).exit_code == 5
+        assert CliRunner().invoke(main, [*at, "verify", "--all", "--deep"]).exit_code == 0
+
+    def test_a_loss_must_be_named(self, tmp_path: Path) -> None:
+        at, digests = self._put(tmp_path)
+        with sqlite3.connect(tmp_path / "a" / "index.sqlite") as database:
+            database.execute("DELETE FROM chunks WHERE digest=?", (bytes(Digest.parse(digests[1])),))
+        database.close()
+        refused = CliRunner().invoke(main, [*at, "gc", "--grace", "0"])
+        assert refused.exit_code == 10
+        assert digests[1] in refused.stderr
+        assert CliRunner().invoke(main, [*at, "gc", "--grace", "0", "--lost", digests[1]]).exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"), [("0", 0), ("90", 90), ("90s", 90), ("30m", 1800), ("2d", 172_800), ("1w", 604_800)]
+    )
+    def test_durations(self, tmp_path: Path, text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        at, _ = self._put(tmp_path)
+        seen = []
+        monkeypatch.setattr(Collect, "run", lambda self: seen.append(self._options.grace) or _NOTHING)
+        assert CliRunner().invoke(main, [*at, "gc", "--grace", text]).exit_code == 0
+        assert seen == [seconds]
+
+    @pytest.mark.parametrize("text", ["-1", "1y", "h", "1.5h", "", "9" * 10])
+    def test_what_is_no_duration(self, tmp_path: Path, text: str) -> None:
+        refused = CliRunner().invoke(main, ["--archive", str(tmp_path), "gc", "--grace", text])
+        assert refused.exit_code == 2
+        assert "is no duration" in refused.stderr
+
+
+_NOTHING = collecting.CollectReport(False, (), (), 0, 0, 0, 0, (), ())
