@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from csf_store.pipeline import Pipeline
+
 _MEMORY = Path("/dev/shm")
 
 
@@ -20,3 +22,9 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="csf-faults-", dir=_MEMORY))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread pool: for a thousand archives of a few bytes, waking threads is most of the time on a busy machine."""
+    monkeypatch.setattr(Pipeline, "ordered", lambda _, work, items: map(work, items))

@@ -135,15 +135,18 @@ def run(count: int, seconds: float, seed: int, jobs: int, keep: Path) -> Counter
     batches = [range(start, min(count, start + _BATCH)) for start in range(0, count, _BATCH)]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = [pool.submit(batch, seed, numbers, keep) for numbers in batches]
-        for done in as_completed(waiting):
-            found, failures = done.result()
-            counts.update(found)
-            passed = time.monotonic() - began
-            print("".join(f"{failure}\n" for failure in failures), end="", flush=True)
-            print(f"\r{summary(counts)}; {counts.total() / passed:.0f} a second ", end="", file=sys.stderr, flush=True)
-            if seconds and passed > seconds:
-                pool.shutdown(cancel_futures=True)
-                break
+        try:
+            for done in as_completed(waiting):
+                found, failures = done.result()
+                counts.update(found)
+                passed = time.monotonic() - began
+                print("".join(f"{failure}\n" for failure in failures), end="", flush=True)
+                rate = counts.total() / passed
+                print(f"\r{summary(counts)}; {rate:.0f} a second ", end="", file=sys.stderr, flush=True)
+                if seconds and passed > seconds:
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)
     print(file=sys.stderr)
     return counts
 

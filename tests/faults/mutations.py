@@ -123,7 +123,7 @@ class Mutator:
             change = self.chance.choice(_CHANGES)
             try:
                 change(self, files)
-            except (ValueError, IndexError, struct.error, OverflowError):
+            except (ValueError, IndexError, struct.error, OverflowError, RecursionError):
                 continue  # it does not apply to what the change before it left, or no field can hold it
             done.append(change.__name__.removeprefix("_"))
         return f"{origin}: {', '.join(done)}", files
@@ -177,7 +177,7 @@ def _all_pieces(files: Files) -> list[Piece]:
 def _archive_id(files: Files) -> bytes:
     try:
         return bytes.fromhex(json.loads(files["csf.json"])["archive"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return bytes(16)
 
 

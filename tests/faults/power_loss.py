@@ -49,6 +49,12 @@ class Logged(NamedTuple):
     lines: bytes
 
 
+class Hurt(NamedTuple):
+    """Something is damaged for now (or, if not ``now``, no more), so verification may say so."""
+
+    now: bool
+
+
 class Wrote(NamedTuple):
     """Something was got to this path, relative to the disk."""
 
@@ -110,6 +116,26 @@ class Client:
         self.archive.collect(grace=0, threshold=0)
         self._logged()
 
+    def damage(self, digest: Digest) -> None:
+        """Flips a bit in the last chunk of an object, on the disk itself, so that it is promised no more."""
+        self.disk.tell(Hurt(now=True))
+        self.disk.tell(Released(digest))
+        store = self.archive._store
+        where = store.find_chunk(self.archive._retrieve.open(digest, None).body.chunks[-1].digest)
+        assert where is not None
+        path, at = store.directory / store.segment_name(where.segment), where.offset + 130
+        fd = self.fs.open(path, os.O_RDWR)
+        byte = self.fs.pread(fd, 1, at)[0]
+        os.lseek(fd, at, os.SEEK_SET)
+        self.fs.write(fd, [bytes([byte ^ 1])])
+        self.fs.fsync(fd)
+        self.fs.close(fd)
+
+    def repair(self) -> None:
+        """Replaces what is damaged."""
+        self.archive.repair()
+        self._logged()
+
     def move(self, ref: str, old: Digest | None, new: Digest) -> None:
         """Moves a ref."""
         fields = {"from": None if old is None else str(old), "to": str(new)}
@@ -157,6 +183,7 @@ def check(root: Path, told: list[object], outputs: Mapping[str, Content]) -> Non
     """
     lines = b""
     objects: dict[tuple[Digest, Kind], bytes] = {}
+    hurt = False
     for promise in told:
         match promise:
             case Logged(more):
@@ -166,31 +193,33 @@ def check(root: Path, told: list[object], outputs: Mapping[str, Content]) -> Non
             case Released(digest):
                 for kind in Kind:
                     objects.pop((digest, kind), None)
+            case Hurt(now):
+                hurt = now
             case Wrote(path):
                 _insist((root / path).exists(), f"{path} was got and is gone")
     for path, expected in outputs.items():
         _check_output(root / path, expected)
     try:
         with Archive.open(root / ARCHIVE, create=Made() not in told) as archive:
-            _check_archive(archive, objects, lines)
+            _check_archive(archive, objects, lines, hurt=hurt)
     except CsfError as error:
         raise BrokenPromiseError(f"{type(error).__name__}: {error}") from error
 
 
-def _check_archive(archive: Archive, objects: Mapping[tuple[Digest, Kind], bytes], lines: bytes) -> None:
+def _check_archive(archive: Archive, objects: Mapping[tuple[Digest, Kind], bytes], lines: bytes, *, hurt: bool) -> None:
     for (digest, kind), content in objects.items():
         _insist(archive.contains(digest, kind), f"the {kind} {digest.short} is gone")
         _insist(archive.get_bytes(digest, kind=kind) == content, f"the {kind} {digest.short} has other bytes")
     ledger = archive.path / "ledger.jsonl"
     _insist((ledger.read_bytes() if ledger.exists() else b"").startswith(lines), "the ledger lost a line")
     report = archive.verify(deep=True)
-    _insist(report.ok, "; ".join(map(str, report.findings)))
+    _insist(hurt or report.ok, "; ".join(map(str, report.findings)))
     fresh = archive.put_bytes(b"life goes on" * 9).digest
     archive.pin(fresh, kind=Kind.BLOB, name="after")
     _insist(archive.get_bytes(fresh) == b"life goes on" * 9, "a put after the crash is not readable")
     _insist(ledger.read_bytes().startswith(lines), "the ledger lost a line when the next was appended")
     report = archive.verify()
-    _insist(report.ok, "after the next put: " + "; ".join(map(str, report.findings)))
+    _insist(hurt or report.ok, "after the next put: " + "; ".join(map(str, report.findings)))
 
 
 def _check_output(path: Path, expected: Content) -> None:
@@ -222,6 +251,7 @@ def survey(
     samples: int = 3,
     seed: int = 1,
     moments: range | None = None,
+    share: float = 1.0,
 ) -> Iterator[Failure]:
     """Visits every state after every moment (or some) of a history; yields where a promise does not hold.
 
@@ -232,6 +262,7 @@ def survey(
         samples: seeded samples beside the telling states.
         seed: of the samples.
         moments: which to visit, all without it.
+        share: how many of the states to visit, drawn by the seed, unless the tour is to be thorough.
     """
     history = History(disk)
     visited: set[object] = set()
@@ -243,6 +274,8 @@ def survey(
                 if not THOROUGH:
                     choices = [choices[(number + turn) % len(choices)]]
                 for index, files in choices:
+                    if not THOROUGH and chance.random() >= share:
+                        continue
                     key = (frozenset(state.files.items()), frozenset(files.items()), moment.told)
                     if key not in visited:
                         visited.add(key)

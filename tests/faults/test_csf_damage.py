@@ -10,6 +10,8 @@ from test_csf_power_loss import safetensors
 
 from csf_store import Archive, CorruptError, CsfError, Digest, Kind, NotFoundError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONTENTS = [b"one " * 40, safetensors(1), b"three" * 30, safetensors(2), b"five" * 9]
 
 

@@ -26,6 +26,8 @@ from csf_store.framing import (
 from csf_store.objects import Layout
 from csf_store.trees import TreeEntry, encode_tree
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEMORY = 256 << 20
 """What looking at a hostile archive may take: chunks of 4 MiB, warm memory to decode them, and little else."""
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from crash_disk import Blocked, CrashDisk, CrashFileSystem, History, Killed
-from power_loss import THOROUGH, Client, Content, Failure, survey
+from power_loss import THOROUGH, Client, Content, Failure, Hurt, survey
 
 from csf_store import Kind, StorageError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BIG = random.Random(1).randbytes(70_000)
 """More than an object record holds itself, so it has a chunk."""
@@ -105,8 +107,20 @@ def collect(disk: CrashDisk, scratch: Path, seal_at: int) -> None:
         client.pin(client.put(b"gone 1" * 30), "back")
 
 
+def repair(disk: CrashDisk, scratch: Path, seal_at: int) -> None:
+    with Client(disk, seal_at=seal_at) as client:
+        client.pin(client.put(safetensors(1)), "sound")
+        hurt = client.put(safetensors(2))
+        client.pin(client.put(b"sound too" * 30), "sound too")
+        client.damage(hurt)
+        client.repair()
+        client.put(safetensors(2))
+        disk.tell(Hurt(now=False))
+        client.pin(hurt, "healed")
+
+
 WORK: dict[str, Callable[[CrashDisk, Path, int], None]] = {
-    each.__name__: each for each in (put_files, put_and_pin, put_trees, reopen, two_writers, collect)
+    each.__name__: each for each in (put_files, put_and_pin, put_trees, reopen, two_writers, collect, repair)
 }
 
 
@@ -115,7 +129,7 @@ WORK: dict[str, Callable[[CrashDisk, Path, int], None]] = {
 def test_what_was_acknowledged_survives_at_every_moment(scratch: Path, work: str, seal_at: int) -> None:
     disk = CrashDisk(scratch / "live")
     WORK[work](disk, scratch, seal_at)
-    failures = list(survey(disk, scratch))
+    failures = list(survey(disk, scratch, share=0.3))
     assert not failures, few(failures)
 
 
@@ -129,7 +143,7 @@ def test_an_output_is_whole_or_absent_and_stays_once_it_was_reported(scratch: Pa
         client.get_file(big, "file", overwrite=True)
         client.get_tree(tree, "tree")
     outputs: dict[str, Content] = {"file": BIG, "tree": content_of(source)}
-    failures = list(survey(disk, scratch, outputs=outputs))
+    failures = list(survey(disk, scratch, outputs=outputs, share=0.5))
     assert not failures, few(failures)
 
 
@@ -163,7 +177,7 @@ def test_overwriting_shows_the_old_or_the_new(scratch: Path) -> None:
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("work", ["put_and_pin", "put_trees", "collect"])
+@pytest.mark.parametrize("work", ["put_and_pin", "put_trees", "collect", "repair"])
 def test_a_process_dies_another_goes_on_then_the_power_fails(scratch: Path, work: str) -> None:
     """What the dead one wrote and did not sync is in the page cache: the next must not take it for durable."""
     full = CrashDisk(scratch / "live")
@@ -177,7 +191,7 @@ def test_a_process_dies_another_goes_on_then_the_power_fails(scratch: Path, work
         WORK[work](disk, scratch, 900)
         ends = range(begun, len(disk.journal) + 1)
         moments = ends if THOROUGH or kill_at == 27 else range(ends[-1], ends[-1] + 1)
-        failures = list(survey(disk, scratch, moments=moments, samples=1, seed=kill_at))
+        failures = list(survey(disk, scratch, moments=moments, samples=1, seed=kill_at, share=0.5))
         assert not failures, f"killed at {kill_at}, {few(failures)}"
 
 
@@ -239,7 +253,7 @@ def test_the_power_fails_again_while_the_archive_recovers(scratch: Path) -> None
             with Client(disk, seal_at=700) as client:
                 client.pin(client.put(b"after the first crash"), "x")
             moments = range(begun, len(disk.journal) + 1)
-            failures = list(survey(disk, scratch, moments=moments, samples=1, seed=number))
+            failures = list(survey(disk, scratch, moments=moments, samples=1, seed=number, share=0.3))
             assert not failures, f"first crash before {number}, {state.label}; {few(failures)}"
             crashes += 1
         if moment.op is not None:

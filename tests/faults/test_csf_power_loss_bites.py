@@ -20,6 +20,9 @@ from csf_store.ledger.file import LedgerFile
 from csf_store.recovery import Scan, scan
 from csf_store.segment import SegmentWriter
 from csf_store.store import Store
+from csf_store.upkeep.rewrite import Rewriter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Deaf = Callable[[Op, Path], bool]
 
@@ -85,6 +88,37 @@ def test_a_sync_of_an_output_left_out(scratch: Path, rule: str) -> None:
         client.get_file(big, "file")
         client.get_tree(tree, "tree")
     assert bites(complaints(disk, scratch, {"file": BIG, "tree": content_of(source)}), expected)
+
+
+COLLECTING: dict[str, tuple[Deaf, str]] = {
+    "the bytes of what is kept": (deaf_to_file(".csfs.part"), "is gone|damaged|no record"),
+    "the bytes of the note": (deaf_to_file("collecting.json.new"), "collecting.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("rule", COLLECTING)
+def test_a_sync_of_a_collection_left_out(scratch: Path, rule: str) -> None:
+    deaf, expected = COLLECTING[rule]
+    disk = CrashDisk(scratch / "live")
+    with Client(disk, disk.process(deaf=deaf), seal_at=900) as client:
+        client.pin(client.put(safetensors(1)), "kept")
+        client.collect(client.put(safetensors(2)))
+    assert bites(complaints(disk, scratch), expected)
+
+
+def test_the_names_of_what_is_kept_left_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = Rewriter.publish
+
+    def hasty(rewriter: Rewriter) -> tuple[str, ...]:
+        rewriter._fs = _Without(rewriter._fs, "fsync_directory")  # type: ignore[assignment]
+        return publish(rewriter)
+
+    monkeypatch.setattr(Rewriter, "publish", hasty)
+    disk = CrashDisk(scratch / "live")
+    with Client(disk, seal_at=900) as client:
+        client.pin(client.put(safetensors(1)), "kept")
+        client.collect(client.put(safetensors(2)))
+    assert bites(complaints(disk, scratch), "No such file|is gone|damaged")
 
 
 def test_the_index_before_the_bytes(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
