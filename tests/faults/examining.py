@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from csf_store import Archive, CsfError, Digest, Kind, TensorInfo
+from csf_store import Archive, CsfError, Digest, Kind, NamePattern, Query, TensorInfo, compare, find
 
 FRESH: Final = b"a fresh put " * 30
 SECONDS: Final = 20
@@ -86,15 +86,27 @@ def _use(archive: Archive, known: Mapping[Digest, bytes], *, quick: bool) -> Non
                 archive.tree(digest)
         if Kind.BLOB in kinds and digest in known and not quick:
             _read_tensors(archive, digest, known[digest], proven=proven[kinds.index(Kind.BLOB)])
+    blobs = [digest for digest in sorted(known) if known[digest][8:9] == b"{"]
     looks: list[Callable[[], object]] = [
         lambda: archive.verify(deep=True),
         lambda: (archive.pins(), archive.ledger.refs()),
         lambda: [entry.fields for entry in archive.ledger.entries()],
         lambda: archive.collect(grace=0, threshold=0, dry_run=True),
+        archive.stats,
+        lambda: archive.parity(deep=True),
+        lambda: find(archive, Query(tensor=NamePattern("*"))),
+        lambda: compare(archive, blobs[0], blobs[-1]),
+        lambda: archive.repair(dry_run=True),
+        archive.repair,
     ]
     for look in looks[: 2 if quick else None]:
         with contextlib.suppress(CsfError):
             look()
+    if not quick:  # what is there after a repair is as right as before
+        for digest in sorted(listed):
+            with contextlib.suppress(CsfError):
+                for kind in archive.stat(digest).kinds:
+                    _read(archive, digest, kind, known.get(digest))
     _put(archive)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from examining import examine, limits
 from mutations import Files, Mutator, load, store
 
-from csf_store import Archive, Digest
+from csf_store import Archive, Digest, NamePattern, Query, find
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "archives"
 _MEMORY = Path("/dev/shm")
@@ -35,7 +35,7 @@ _BATCH = 200
 
 
 def corpus(with_index: Path) -> tuple[dict[str, Files], dict[Digest, bytes]]:
-    """The golden archives, each with and without the caches of an open one; and every content in them."""
+    """The golden archives, each with and without parity and the caches of an open one; and every content in them."""
     files: dict[str, Files] = {}
     contents: dict[Digest, bytes] = {}
     for path in sorted(each for each in GOLDEN.iterdir() if (each / "csf.json").exists()):
@@ -45,6 +45,8 @@ def corpus(with_index: Path) -> tuple[dict[str, Files], dict[Digest, bytes]]:
         with Archive.open(copy) as archive:
             for info in archive.objects():
                 contents[info.digest] = archive.get_bytes(info.digest, kind=info.kinds[0])
+            archive.add_parity(percent=20)
+            find(archive, Query(tensor=NamePattern("*")))  # which makes the catalogue
         kept = {name: content for name, content in load(copy).items() if not name.endswith(("-shm", ".lock"))}
         files[f"{path.name} with caches"] = kept
     return files, contents

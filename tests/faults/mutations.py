@@ -57,6 +57,7 @@ def store(files: Files, path: Path) -> None:
     """Writes them to a directory that is not there."""
     (path / "segments").mkdir(parents=True)
     for name, content in files.items():
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(content)
 
 
