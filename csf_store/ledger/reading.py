@@ -99,17 +99,17 @@ class LedgerReading:
 
     def is_pinned(self, digest: Digest, kind: str, name: str | None) -> bool:
         """Whether a digest is pinned now, as that kind and under that name, durably: who hears so need not pin it."""
-
-        def question(cache: LedgerCache) -> bool:
-            pin = cache.pin(digest, kind, name)
-            if pin is None:
-                return False
-            said = self._entry(cache, pin.seq)  # the cache is not believed that something is safe
-            if (said.event, said.fields.get("digest")) != ("pin", str(digest)):
-                raise CacheDamagedError(f"line {pin.seq} does not pin {digest}")
-            return True
-
         with self._looking() as view:
+
+            def question(cache: LedgerCache) -> bool:
+                pin = cache.pin(digest, kind, name)
+                if pin is None or pin.seq >= view.head.size:
+                    return False  # or another process pinned it since we looked, which nobody promised us is durable
+                said = self._entry(cache, pin.seq)  # the cache is not believed that something is safe
+                if (said.event, said.fields.get("digest")) != ("pin", str(digest)):
+                    raise CacheDamagedError(f"line {pin.seq} does not pin {digest}")
+                return True
+
             return view.settled and view.ask(question)
 
     # -- the lines themselves ----------------------------------------------------------------------------------------

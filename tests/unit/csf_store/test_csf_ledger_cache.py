@@ -875,3 +875,25 @@ def test_of_a_line_without_end_only_the_beginning_is_held(tmp_path: Path) -> Non
 def test_a_file_that_ends_early_is_no_trouble(directory: Path) -> None:
     assert opened(directory, _Sized()).size == 120
     assert parse_line((directory / "ledger.jsonl").read_bytes().splitlines()[0], 0, bytes(32), "").seq == 0
+
+
+def test_a_pin_that_another_process_adds_after_we_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is shared and may know more than this process has looked at: then it is not sure, and looks again."""
+    fill(tmp_path, 3)
+    ledger, other = opened(tmp_path), opened(tmp_path)
+    digest = Digest(b"\7" * 32)
+    assert not ledger.is_pinned(digest, "blob", "late")
+    ask = LedgerCache.pin
+    appended: list[int] = []
+
+    def late(cache: LedgerCache, *what: object) -> object:
+        if not appended:
+            appended.append(1)
+            other.append("pin", digest=str(digest), kind="blob", name="late")
+        return ask(cache, *what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LedgerCache, "pin", late)
+    assert not ledger.is_pinned(digest, "blob", "late")
+    assert ledger.is_pinned(digest, "blob", "late")
+    ledger.close()
+    other.close()
