@@ -86,7 +86,7 @@ def _use(archive: Archive, known: Mapping[Digest, bytes], *, quick: bool) -> Non
                 archive.tree(digest)
         if Kind.BLOB in kinds and digest in known and not quick:
             _read_tensors(archive, digest, known[digest], proven=proven[kinds.index(Kind.BLOB)])
-    blobs = [digest for digest in sorted(known) if known[digest][8:9] == b"{"]
+    blobs = [digest for digest in sorted(known) if known[digest][8:9] == b"{"] or [Digest(bytes(32))]
     looks: list[Callable[[], object]] = [
         lambda: archive.verify(deep=True),
         lambda: (archive.pins(), archive.ledger.refs()),

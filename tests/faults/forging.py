@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mutations import Piece, put_together
+from pieces import Piece, put_together
 
 from csf_store import Digest, Kind
 from csf_store.framing import ZERO_DIGEST, RecordHeader, RecordType

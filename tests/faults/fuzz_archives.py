@@ -25,7 +25,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from examining import examine, limits
-from mutations import Files, Mutator, load, store
+from mutations import Mutator
+from pieces import Files, load, store
 
 from csf_store import Archive, Digest, NamePattern, Query, find
 

@@ -12,99 +12,18 @@ import json
 import random
 import struct
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 import rfc8785
+from pieces import Files, Piece, put_together, take_apart
 
 from csf_store.digest import Digest
-from csf_store.framing import (
-    RECORD_HEADER_SIZE,
-    SEGMENT_HEADER_SIZE,
-    FooterEntry,
-    FramingError,
-    RecordHeader,
-    RecordType,
-    Trailer,
-    pack_footer_entry,
-    pack_record_header,
-    pack_segment_header,
-    pack_trailer,
-    unpack_record_header,
-)
+from csf_store.framing import FooterEntry, RecordType, Trailer
 from csf_store.ledger.merkle import leaf_hash
-from csf_store.segment import segment_id_of, stored_hash
+from csf_store.segment import stored_hash
 
-Files: TypeAlias = dict[str, bytes]
-"""An archive: content by path."""
 EDGES: Final = [0, 1, 2, 63, 64, 2**16 - 1, 2**16, 2**22, 2**22 + 1, 2**27, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
                 2**53, 2**62, 2**62 + 1, 2**63 - 1, 2**63, 2**64 - 121, 2**64 - 1]  # fmt: skip
-
-
-class Piece(NamedTuple):
-    """One record of a segment, taken apart."""
-
-    header: RecordHeader
-    payload: bytes
-
-
-def load(path: Path) -> Files:
-    """The files of an archive on disk."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def store(files: Files, path: Path) -> None:
-    """Writes them to a directory that is not there."""
-    (path / "segments").mkdir(parents=True)
-    for name, content in files.items():
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_bytes(content)
-
-
-def take_apart(name: str, data: bytes) -> tuple[list[Piece], bool]:
-    """The records of a sound segment, without the footer, and whether there was one."""
-    segment_id = segment_id_of(Path(name).name) or b""
-    pieces, at = [], SEGMENT_HEADER_SIZE
-    while at < len(data):
-        try:
-            header = unpack_record_header(segment_id, data[at : at + RECORD_HEADER_SIZE])
-        except FramingError:
-            break
-        start = at + RECORD_HEADER_SIZE
-        if header.type == RecordType.FOOTER:
-            return pieces, True
-        if start + header.stored_length > len(data):
-            break
-        pieces.append(Piece(header, data[start : start + header.stored_length]))
-        at = start + header.stored_length
-    return pieces, False
-
-
-def put_together(
-    name: str,
-    archive_id: bytes,
-    pieces: list[Piece],
-    *,
-    sealed: bool,
-    entry: Callable[[int, FooterEntry], FooterEntry] = lambda _, entry: entry,
-    trailer: Callable[[Trailer], Trailer] = lambda trailer: trailer,
-) -> bytes:
-    """A segment with true checksums; ``entry`` and ``trailer`` may change what the end of a sealed one says."""
-    segment_id = segment_id_of(Path(name).name) or b""
-    out = bytearray(pack_segment_header(archive_id, segment_id))
-    table = bytearray()
-    for number, (header, payload) in enumerate(pieces):
-        line = FooterEntry(len(out), header.stored_length, header.raw_length, header.type, header.kind, header.codec,
-                           header.digest, header.base)  # fmt: skip
-        table += pack_footer_entry(entry(number, line))
-        out += pack_record_header(segment_id, header) + payload
-    if sealed:
-        digest = stored_hash(table)
-        footer = RecordHeader(RecordType.FOOTER, 0, 0, len(table), len(table), digest, digest)
-        size = len(out) + RECORD_HEADER_SIZE + len(table) + 64
-        end = pack_trailer(segment_id, trailer(Trailer(len(out), len(pieces), size)))
-        out += pack_record_header(segment_id, footer) + table + end
-    return bytes(out)
 
 
 class Mutator:

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from crash_disk import ARCHIVE, CrashDisk, CrashFileSystem, History, Moment
+from crash_disk import ARCHIVE, CrashDisk, CrashFileSystem, Moment
+from crash_states import History
 
 from csf_store import Archive, CsfError, Digest, Kind
 from csf_store.durable import FileSystem

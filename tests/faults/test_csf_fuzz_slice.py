@@ -5,7 +5,8 @@ import random
 from pathlib import Path
 
 from fuzz_archives import fuzzing, summary
-from mutations import Mutator, load, put_together, store, take_apart
+from mutations import Mutator
+from pieces import load, put_together, store, take_apart
 
 COUNT = 1200
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash_disk import Blocked, CrashDisk, CrashFileSystem, History, Killed
+from crash_disk import Blocked, CrashDisk, CrashFileSystem, Killed
+from crash_states import History
 from power_loss import THOROUGH, Client, Content, Failure, Hurt, survey
 
 from csf_store import Kind, StorageError
@@ -247,7 +248,7 @@ def test_the_power_fails_again_while_the_archive_recovers(scratch: Path) -> None
             states = list(history.states(chance, 2))
             state = chance.choice(states[1:] or states)
             disk = CrashDisk(scratch / f"live-{number}")
-            disk.adopt(state, chance.choice([{}, first.indexes[moment.index]]) if disk_has_archive(state) else {})
+            disk.adopt(state.files, chance.choice([{}, first.indexes[moment.index]]) if disk_has_archive(state) else {})
             disk.told.extend(first.told[: moment.told])
             begun = len(disk.journal)
             with Client(disk, seal_at=700) as client:

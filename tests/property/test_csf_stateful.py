@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-from crash_disk import CrashDisk, CrashFileSystem, History, State
+from crash_disk import CrashDisk, CrashFileSystem
+from crash_states import History, State
 
 from csf_store import Archive, Digest, Kind, NotFoundError
 
@@ -224,7 +225,7 @@ class ArchiveThroughEverything(RuleBasedStateMachine):
         if caches == "cut":
             files = {name: data[: draw.randrange(len(data) + 1)] for name, data in files.items()}
         self.disk = self._new_disk()
-        self.disk.adopt(state, files)
+        self.disk.adopt(state.files, files)
         self._open()
 
     @rule(how=st.sampled_from(["gone", "garbage", "empty"]), name=st.sampled_from(["index.sqlite", "ledger.sqlite"]))
