@@ -50,11 +50,15 @@ def _pinned(archive: Archive, number: int, size: int = 70_000) -> Digest:
 def _aged(archive: Archive) -> None:
     """Makes everything look as if it had been put long ago."""
     archive._store.rest()
+    _age_objects(archive)
+    for path in (archive.path / "segments").iterdir():
+        os.utime(path, (1, 1))
+
+
+def _age_objects(archive: Archive) -> None:
     with sqlite3.connect(archive.path / "index.sqlite") as database:
         database.execute("UPDATE objects SET seen = 0")
     database.close()
-    for path in (archive.path / "segments").iterdir():
-        os.utime(path, (1, 1))
 
 
 def _only(archive: Archive, contents: list[bytes]) -> None:
@@ -127,9 +131,7 @@ class TestWhatStays:
 
     def test_young_segments_are_left_alone_with_all_they_hold(self, archive: Archive) -> None:
         archive.put_bytes(_content(1))
-        with sqlite3.connect(archive.path / "index.sqlite") as database:
-            database.execute("UPDATE objects SET seen = 0")
-        database.close()
+        _age_objects(archive)
         before = _segments(archive)
         report = archive.collect()
         assert [why for _, why in report.left_alone] == ["written to within the grace period"]
@@ -145,6 +147,40 @@ class TestWhatStays:
         with Archive.open(tmp_path / "a") as archive:
             _only(archive, [_content(1), _content(2)])
             assert archive.collect(grace=0).objects == 2
+
+    def test_what_such_a_segment_holds_is_kept_whole(self, tmp_path: Path) -> None:
+        """Its record is garbage, but stays, so its chunk in another segment must."""
+        with Archive.open(tmp_path / "a", create=True, seal_at=SMALL) as archive:
+            first = archive.put_bytes(_content(1)).digest
+            archive.put_bytes(_content(2, SMALL))  # the first segment is full
+            with Archive.open(tmp_path / "a") as writer:
+                second = writer.put_bytes(_content(1), kind=Kind.RECORD)
+                assert second.stored < 1000  # only its record; the chunk is in the first segment
+                _age_objects(archive)
+                report = archive.collect(grace=0)
+                assert (first, report.objects) == (second.digest, 1)
+                assert archive.get_bytes(first, kind=Kind.RECORD) == _content(1)
+                assert archive.verify(deep=True).findings == ()
+                archive._store.keeper.rebuild()
+                assert archive.verify(deep=True).findings == ()
+
+    def test_what_a_clock_that_was_put_back_calls_old_is_kept(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was put while we collected, and relies on a chunk that was garbage then."""
+        digest = archive.put_bytes(_content(1)).digest
+        decide = Collect._decide
+
+        def meanwhile(self: Collect, *arguments: object) -> object:
+            with Archive.open(archive.path) as other:
+                assert other.put_bytes(_content(1), kind=Kind.RECORD).stored < 1000
+            _age_objects(archive)
+            return decide(self, *arguments)
+
+        monkeypatch.setattr(Collect, "_decide", meanwhile)
+        archive.collect(grace=0)
+        assert archive.get_bytes(digest, kind=Kind.RECORD) == _content(1)
+        assert archive.verify(deep=True).findings == ()
 
 
 class TestDifferences:

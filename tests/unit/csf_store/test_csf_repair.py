@@ -171,6 +171,26 @@ class TestLoss:
         archive.put_tree(tmp_path / "base")
         _clean(archive)
 
+    def test_differences_in_sound_segments_go_with_their_base(self, archive: Archive, tmp_path: Path) -> None:
+        """Else the fine-tune, put again, would find its chunk known and stay as unreadable as it is."""
+        raw = weights(200, 200, 1)
+        tuned = make_safetensors({"t": ("BF16", [200, 200], fine_tuned(raw, 2))})
+        (tmp_path / "t.safetensors").write_bytes(tuned)
+        first = archive.put_bytes(make_safetensors({"t": ("BF16", [200, 200], raw)})).digest
+        archive.put_bytes(_content(1, SMALL))  # the first segment is full
+        second = archive.put_file(tmp_path / "t.safetensors", base=archive.base(first)).digest
+        archive._store.rest()
+        base, difference = (_place(archive, Digest.of(each))[0] for each in (raw, fine_tuned(raw, 2)))
+        assert base != difference
+        _hurt(archive, Digest.of(raw))
+        report = archive.repair()
+        assert {each.segment for each in report.damaged} == {base.name, difference.name}
+        assert {Digest(each.digest) for each in report.hurt} == {first, second}
+        archive.put_file(tmp_path / "t.safetensors")
+        assert archive.get_bytes(second) == tuned
+        archive.put_bytes(make_safetensors({"t": ("BF16", [200, 200], raw)}))
+        _clean(archive)
+
     @pytest.mark.parametrize("kind", [Kind.TREE, Kind.MANIFEST, Kind.RECORD])
     def test_a_lost_object_is_named_and_works_again_when_put_again(
         self, archive: Archive, tmp_path: Path, kind: Kind
