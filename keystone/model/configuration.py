@@ -37,6 +37,9 @@ class KeystoneConfig(PreTrainedConfig):
         plt_window_size: `[n, 0]`: the local branch sees `n` earlier keys and the token itself.
         plt_normalize_per_loop: whether `model.norm` is applied to the output of every loop but the last, too.
         plt_gate_use_hidden_states: whether the branch gate reads the layer's input (True) or the query (False).
+        attention_bias: whether q, k and v carry biases.
+        attention_output_bias: whether `o_proj` does; None means the same as `attention_bias`. Qwen2 has the first
+            and not the second.
 
     The other attributes are those of Llama.
     """
@@ -62,6 +65,7 @@ class KeystoneConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters | dict[str, Any] | None = None
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
     attention_dropout: int | float | None = 0.0
     mlp_bias: bool = False
     plt_num_loops: int = 2
@@ -133,6 +137,11 @@ class KeystoneConfig(PreTrainedConfig):
     def window_keys(self) -> int:
         """`W`: how many keys the local branch sees, the token itself included."""
         return int(self.plt_window_size[0]) + 1
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether `o_proj` carries a bias, with None read as `attention_bias`."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def embedding_scale(self) -> float:

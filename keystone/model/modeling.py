@@ -196,7 +196,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden, config.num_attention_heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden, key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden, key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, hidden, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, hidden, bias=config.output_bias)
         # A one-loop model has no second branch to mix, and stays a plain Llama tensor for tensor.
         if config.plt_num_loops > 1:
             self.plt_gate = (HiddenStateGate if config.plt_gate_use_hidden_states else QueryGate)(config)
