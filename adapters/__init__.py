@@ -15,7 +15,7 @@ from adapters.errors import (
     TrainingRefusedError,
     UnsupportedAdapterError,
 )
-from adapters.fit import check_fit, check_fits, fit_problem
+from adapters.fit import archived_adapter, check_fit, check_fits, fit_problem
 from adapters.frozen import base_entries, check_unchanged
 from adapters.peft_config import LoraSettings
 from adapters.peft_format import AdapterTensors, TensorShape, read_adapter
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingResult",
     "UnsupportedAdapterError",
     "add_adapter",
+    "archived_adapter",
     "base_entries",
     "canonical_config",
     "check_fit",

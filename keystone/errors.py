@@ -1,7 +1,7 @@
 """Everything that can go wrong on this floor, grouped by what the caller would do about it.
 
 `KeystoneError` is the root; each class carries the process exit code that the command line uses, the same numbers
-as on the lower floors: 5 not found, 6 corrupt, 7 invalid input, 10 refused by a rule.
+as on the lower floors: 5 not found, 6 corrupt, 7 invalid input, 8 conflict, 9 storage, 10 refused by a rule.
 """
 
 from typing import ClassVar
@@ -35,6 +35,18 @@ class RefusedError(KeystoneError):
     """The request is well-formed and a rule forbids it, for instance a quantization this box cannot honour."""
 
     exit_code = 10
+
+
+class OutputExistsError(KeystoneError):
+    """What was to be written is there already."""
+
+    exit_code = 8
+
+
+class StorageError(KeystoneError):
+    """The file system said no: full, read-only or forbidden. Nothing half-written was left behind."""
+
+    exit_code = 9
 
 
 class EvaluationError(KeystoneError):
