@@ -215,7 +215,7 @@ class Ingest:
             if progress:
                 progress(source.size)
             return self._put_inline(data, kind, ordered)
-        whole = blake3(max_threads=blake3.AUTO if source.size > 1 << 20 else 1)
+        whole = self._pipeline.hasher()
         chunks: list[ChunkRef] = []
         written = 0
         prepare = partial(self._prepare, base)

@@ -9,10 +9,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from blake3 import blake3
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+_FEW_CORES: Final = 4
 
 
 class Pipeline:
@@ -21,6 +24,13 @@ class Pipeline:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
         self._pool: ThreadPoolExecutor | None = None
+
+    def hasher(self) -> blake3:
+        """For the hash of the whole whose pieces go through here.
+
+        One thread hashes faster than four encode or decode; more would take their cores from them.
+        """
+        return blake3(max_threads=1 if self.workers <= _FEW_CORES else blake3.AUTO)
 
     def ordered(self, work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
         """Yields ``work(item)`` in order, with at most two items per worker in flight.

@@ -106,7 +106,7 @@ class Retrieve:
             memory.write(b"\0")
         except (MemoryError, OverflowError) as error:
             raise StorageError(f"{found.digest} has {found.size} bytes, more than memory; get it to a file") from error
-        whole = _hasher(found.size)
+        whole = self._pipeline.hasher()
         with memory.getbuffer() as view:
             for piece in self._pipeline.ordered(self._decode, self._parts(found.body, 0, view)):
                 whole.update(piece)
@@ -121,7 +121,7 @@ class Retrieve:
         Raises:
             CorruptError: if a record is damaged, or the whole does not hash to the digest.
         """
-        whole = _hasher(found.size)
+        whole = self._pipeline.hasher()
         for piece in self._pieces(found):
             whole.update(piece)
             yield piece
@@ -186,7 +186,7 @@ class Retrieve:
             return
         head = memoryview(bytearray(found.body.header_length))
         regions = [(0, head), *targets]  # header.tensors is in data order and leaves no gap
-        whole = _hasher(found.size)
+        whole = self._pipeline.hasher()
 
         def parts() -> Iterator[_Part]:
             end = 0
@@ -320,11 +320,6 @@ class Retrieve:
             return parse_header(head, found.size)
         except InvalidInputError as error:
             raise CorruptError(f"{found.digest}: {error}; put the file again") from error
-
-
-def _hasher(size: int) -> blake3:
-    """For content of that size: all cores, where it is worth their while."""
-    return blake3(max_threads=blake3.AUTO if size > 1 << 20 else 1)
 
 
 def _room(memory: memoryview, where: Location) -> memoryview:
