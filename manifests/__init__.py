@@ -27,6 +27,9 @@ from manifests.errors import (
 )
 from manifests.evidence import AdapterRecord, EvalReport, Interval, Score, TrainingConfig, TrainingRecord
 from manifests.fields import DigestField, ModuleName
+from manifests.finding import Difference, ManifestQuery, differences
+from manifests.kinds import KINDS, json_schema, load_any, read_any
+from manifests.ref_names import is_ref_name
 from manifests.refs import RefEvent, Refs
 from manifests.repository import Repository
 from manifests.schema import (
@@ -40,19 +43,28 @@ from manifests.schema import (
     Recipe,
     Source,
     Tripwire,
+    TripwireStatus,
 )
+from manifests.statements import AcceptedRecord, Approval, Attestation, RejectedRecord, SourceGateReport
 from manifests.tensor_set import TensorEntry, tensor_set_digest
+from manifests.tripwires import TripwireMeasure, TripwirePolicy, TripwireReport, TripwireRule
+from manifests.tripwires import judge as judge_tripwire
 
 __all__ = [
     "CODE_ID",
+    "KINDS",
     "KNOWN_CODES",
+    "AcceptedRecord",
     "AdapterRecord",
     "AdapterUse",
+    "Approval",
     "Assembly",
+    "Attestation",
     "AuditLine",
     "AuditReport",
     "BaseMismatchError",
     "CorruptDocumentError",
+    "Difference",
     "DigestField",
     "Document",
     "EvalReport",
@@ -68,6 +80,7 @@ __all__ = [
     "LineageStep",
     "Manifest",
     "ManifestError",
+    "ManifestQuery",
     "MissingLinkError",
     "MissingParentError",
     "ModuleName",
@@ -79,19 +92,32 @@ __all__ = [
     "RefNotFoundError",
     "Refs",
     "RefusedError",
+    "RejectedRecord",
     "Repository",
     "RollbackRefusedError",
     "SchemaVersionError",
     "Score",
     "Source",
+    "SourceGateReport",
     "TensorEntry",
     "TrainingConfig",
     "TrainingRecord",
     "Tripwire",
+    "TripwireMeasure",
+    "TripwirePolicy",
+    "TripwireReport",
+    "TripwireRule",
+    "TripwireStatus",
     "Verdict",
     "audit",
     "canonical_bytes",
     "canonical_digest",
+    "differences",
+    "is_ref_name",
+    "json_schema",
+    "judge_tripwire",
+    "load_any",
     "parse_canonical",
+    "read_any",
     "tensor_set_digest",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from csf_store import Digest
 from manifests import canonical
@@ -45,7 +45,14 @@ class _SpeaksOurErrors(_PydanticMeta):
 class Part(BaseModel, metaclass=_SpeaksOurErrors):
     """A piece of a document: frozen, strict, and closed to fields it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
     def to_json(self) -> JsonObject:
         """The JSON object, digests as text."""
@@ -65,6 +72,8 @@ class Document(Part):
 
     VERSION: ClassVar[int] = 1
 
+    _name: Digest | None = PrivateAttr(default=None)
+
     def to_bytes(self) -> bytes:
         """The RFC 8785 bytes: what is stored, hashed and signed."""
         return canonical.encode(self.to_json())
@@ -72,7 +81,7 @@ class Document(Part):
     @property
     def digest(self) -> Digest:
         """BLAKE3 of `to_bytes()`; a document read through a migration keeps the name of its stored bytes."""
-        return Digest.of(self.to_bytes())
+        return self._name or Digest.of(self.to_bytes())
 
     @classmethod
     def kind_name(cls) -> str:
@@ -101,6 +110,8 @@ class Document(Part):
                 f"this {cls.kind_name()} is not in its one form: every field must be written, and lists that are sets"
                 " must be sorted without repeats"
             )
+        if migrated:
+            document._name = Digest.of(data)
         return document
 
     def links(self) -> tuple[Digest, ...]:

@@ -112,6 +112,13 @@ Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 """A whole number of at least one."""
 
 
+Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 random bytes in lower-case hex."""
+
+LedgerPoint = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,15}):[0-9a-f]{64}$")]
+"""The ledger as it was at a moment, `SIZE:ROOT` as `csf log --checkpoint` prints it."""
+
+
 def _canonical_zero(value: float) -> float:
     # RFC 8785 writes -0 as 0: hold what will be written, so that a document equals itself read back.
     return value + 0.0

@@ -13,7 +13,6 @@ earlier target of this ref, and any manifest that runs the bare frozen base of t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,10 +27,7 @@ from manifests.errors import (
     RollbackRefusedError,
 )
 from manifests.loading import load_manifest, objects_of
-
-_PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_LIKE_A_DIGEST = re.compile(r"[0-9a-f]{8,64}")
-MAX_NAME = 128
+from manifests.ref_names import check_ref_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +41,6 @@ class RefEvent:
     previous: Digest | None
     reason: str | None
     rollback: bool
-
-
-def check_ref_name(name: str) -> str:
-    """The name itself, when it is one.
-
-    Raises:
-        InvalidNameError: naming the part that breaks the grammar.
-    """
-    if len(name) > MAX_NAME:
-        raise InvalidNameError(f"the ref name {name[:40]!r}... has {len(name)} characters, the limit is {MAX_NAME}")
-    for part in name.split("/"):
-        if not _PART.fullmatch(part) or part.endswith(".") or ".." in part:
-            raise InvalidNameError(
-                f"{name!r} is not a ref name: {part!r} should be lower-case ASCII letters, digits, '.', '_' or '-',"
-                " starting with a letter or digit; parts are joined by '/'"
-            )
-    if _LIKE_A_DIGEST.fullmatch(name):
-        raise InvalidNameError(f"{name!r} is not a ref name: it reads like a digest prefix")
-    return name
-
-
-def is_ref_name(name: str) -> bool:
-    """Whether a text is inside the grammar of ref names."""
-    try:
-        check_ref_name(name)
-    except InvalidNameError:
-        return False
-    return True
 
 
 class Refs:

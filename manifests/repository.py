@@ -12,12 +12,16 @@ from typing import TypeVar
 
 from csf_store import Archive, Digest, Kind
 from manifests import canonical, lineage
+from manifests.canonical import Json
 from manifests.document import Document
 from manifests.errors import BaseMismatchError, LineageError, MissingLinkError, NotCanonicalError, RefusedError
 from manifests.evidence import AdapterRecord
+from manifests.finding import ALL, ManifestQuery
 from manifests.loading import link_kind, load_document, load_manifest
-from manifests.refs import Refs, is_ref_name
-from manifests.schema import LineageStep, Manifest, TripwireStatus
+from manifests.ref_names import is_ref_name
+from manifests.refs import Refs
+from manifests.schema import LineageStep, Manifest
+from manifests.tripwires import TripwirePolicy
 
 D = TypeVar("D", bound=Document)
 
@@ -28,6 +32,9 @@ class Repository:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self.refs = Refs(archive)
+        # A digest means one document for ever, so each is read once however often its adapter is asked about.
+        self._links: dict[Digest, frozenset[Digest]] = {}
+        self._adapter_records: dict[Digest, AdapterRecord | None] = {}
 
     def put(self, manifest: Manifest) -> Digest:
         """Store a manifest and pin it; storing it again changes nothing.
@@ -70,31 +77,20 @@ class Repository:
 
     def manifests(self) -> Iterator[Digest]:
         """The digest of every manifest here, in digest order."""
-        yield from sorted(info.digest for info in self.archive.objects(Kind.MANIFEST))
+        yield from (Digest(raw) for raw, kind in self.archive.listing() if kind == Kind.MANIFEST)
 
-    def find(
-        self,
-        *,
-        base: Digest | None = None,
-        adapter: Digest | None = None,
-        assembly: Digest | None = None,
-        tripwire: TripwireStatus | None = None,
-    ) -> Iterator[tuple[Digest, Manifest]]:
-        """Every manifest that fits all the filters given; `adapter` fits ancestors too."""
+    def find(self, query: ManifestQuery = ALL) -> Iterator[tuple[Digest, Manifest]]:
+        """Every manifest that fits, in digest order."""
         for digest in self.manifests():
             manifest = self.load(digest)
-            if base is not None and manifest.assembly.base != base:
-                continue
-            if adapter is not None and all(step.adapter != adapter for step in manifest.lineage):
-                continue
-            if assembly is not None and manifest.assembly.digest != assembly:
-                continue
-            if tripwire is not None and manifest.tripwire.status != tripwire:
-                continue
-            yield digest, manifest
+            if query.fits(manifest):
+                yield digest, manifest
 
     def put_record(self, document: Document) -> Digest:
         """Store a record (a report, a training record). It lives while a manifest or an adapter record links to it.
+
+        The ledger notes its first arrival as `evidence`, so that later nobody can say it was there before. A tripwire
+        policy is pinned too: it must outlive the run it was made for.
 
         Raises:
             RefusedError: for a manifest or an adapter record, which have rules of their own.
@@ -103,7 +99,19 @@ class Repository:
         if isinstance(document, (Manifest, AdapterRecord)):
             raise RefusedError(f"a {document.kind_name()} is stored with its own put, which checks more")
         self._check_links(document, dict.fromkeys(document.links()))
-        return self.archive.put_bytes(_sealed(document), kind=Kind.RECORD, links=document.links()).digest
+        data = _sealed(document)
+        with self.archive.keeping():
+            known = self.archive.contains(Digest.of(data), kind=Kind.RECORD)
+            digest = self.archive.put_bytes(data, kind=Kind.RECORD, links=document.links()).digest
+            if not (known and self._is_told(digest)):
+                self.archive.ledger.append("evidence", **_told(document, digest))
+            if isinstance(document, TripwirePolicy):
+                self.archive.pin(digest, kind=Kind.RECORD)
+        return digest
+
+    def _is_told(self, record: Digest) -> bool:
+        name = str(record)
+        return any(e.event == "evidence" and e.fields.get("record") == name for e in self.archive.ledger.entries())
 
     def load_record(self, digest: Digest, record_type: type[D]) -> D:
         """Read a record of a known type; see `manifests.loading.load_document` for the errors."""
@@ -159,15 +167,25 @@ class Repository:
     def _records_of(self, adapter: Digest) -> list[lineage.FoundRecord]:
         """Every record of one adapter, proofs first, then by digest, so that all readers choose the same."""
         found: list[lineage.FoundRecord] = []
-        for info in self.archive.objects(Kind.RECORD):
-            if adapter not in info.links:
+        for raw, kind in self.archive.listing():
+            if kind != Kind.RECORD or adapter not in self._links_of(Digest(raw)):
                 continue
-            record = self._as_adapter_record(info.digest)
+            record = self._as_adapter_record(Digest(raw))
             if record is not None and record.adapter == adapter:
-                found.append((info.digest, record))
+                found.append((Digest(raw), record))
         return sorted(found, key=lambda item: (item[1].claim, item[0]))
 
+    def _links_of(self, digest: Digest) -> frozenset[Digest]:
+        if digest not in self._links:
+            self._links[digest] = frozenset(self.archive.record(digest, Kind.RECORD).body.links)
+        return self._links[digest]
+
     def _as_adapter_record(self, digest: Digest) -> AdapterRecord | None:
+        if digest not in self._adapter_records:
+            self._adapter_records[digest] = self._read_adapter_record(digest)
+        return self._adapter_records[digest]
+
+    def _read_adapter_record(self, digest: Digest) -> AdapterRecord | None:
         try:
             value = canonical.parse(self.archive.get_bytes(digest, kind=Kind.RECORD))
         except NotCanonicalError:
@@ -191,6 +209,13 @@ def _sealed(document: Document) -> bytes:
     data = document.to_bytes()
     type(document).from_bytes(data)
     return data
+
+
+def _told(document: Document, digest: Digest) -> dict[str, Json]:
+    """What the ledger says of a record: enough to know what it is about without reading it."""
+    fields = document.to_json()
+    about = {key: fields[key] for key in ("assembly", "recipe", "status") if isinstance(fields.get(key), str)}
+    return {"kind": document.kind_name(), "record": str(digest), **about}
 
 
 def _check_agrees(record: AdapterRecord, known: AdapterRecord) -> None:

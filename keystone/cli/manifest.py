@@ -1,13 +1,19 @@
-"""`keystone manifest`: show, create and list the documents that name models."""
+"""`keystone manifest`: create, show, compare and find the documents that name models."""
+
+from typing import TYPE_CHECKING
 
 import click
 
 from csf_store import Session, Value, json_option, pass_session
 
+if TYPE_CHECKING:
+    from csf_store import Digest
+    from manifests import Manifest, ManifestQuery, Repository, TripwireStatus
+
 
 @click.group("manifest")
 def manifest_command() -> None:
-    """Show, create and list manifests. A manifest never changes; its digest names the model."""
+    """Create, show, compare and find manifests. A manifest never changes; its digest names the model."""
 
 
 @manifest_command.command("show")
@@ -114,27 +120,169 @@ def list_manifests(session: Session) -> None:
     Example:
       keystone manifest list
     """  # noqa: D301 - \b is for click
-    from manifests import Repository  # noqa: PLC0415 - see show
+    from manifests import ManifestQuery, Repository  # noqa: PLC0415 - see show
+
+    with session.open() as archive:
+        _list(session, Repository(archive), ManifestQuery())
+
+
+@manifest_command.command("find")
+@click.option("--base", metavar="TREE|MANIFEST|REF", help="On this base.")
+@click.option("--adapter", metavar="TREE", help="With this adapter, or a descendant of it.")
+@click.option("--parent", metavar="MANIFEST|REF", help="Grown from this manifest.")
+@click.option(
+    "--tripwire",
+    type=click.Choice(["clear", "tripped", "untested", "not-clear"]),
+    help="The tripwire's last word.",
+)
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="With this label; may be repeated.")
+@click.option("--suite", help="With a score on this suite.")
+@click.option("--metric", help="With a score of this metric.")
+@click.option("--at-least", type=float, metavar="SCORE", help="That score is at least this.")
+@click.option("--at-most", type=float, metavar="SCORE", help="That score is at most this.")
+@json_option
+@pass_session
+def find(
+    session: Session,
+    *,
+    base: str | None,
+    adapter: str | None,
+    parent: str | None,
+    tripwire: str | None,
+    labels: tuple[str, ...],
+    suite: str | None,
+    metric: str | None,
+    at_least: float | None,
+    at_most: float | None,
+) -> None:
+    """Find the manifests that fit all the filters given.
+
+    \b
+    Examples:
+      keystone manifest find --base nano
+      keystone manifest find --tripwire not-clear
+      keystone manifest find --suite basics --metric pass@1 --at-least 0.6 --label team=search
+    """  # noqa: D301 - \b is for click
+    from csf_store import Kind  # noqa: PLC0415 - see show
+    from manifests import ManifestQuery, Repository  # noqa: PLC0415
 
     with session.open() as archive:
         repository = Repository(archive)
-        names: dict[str, list[str]] = {}
-        for name in repository.refs.names():
-            names.setdefault(str(repository.refs.find(name)), []).append(name)
-        for digest in repository.manifests():
-            manifest = repository.load(digest)
-            refs = names.get(str(digest), [])
-            session.item(
-                {
-                    "manifest": str(digest),
-                    "base": str(manifest.assembly.base),
-                    "adapters": len(manifest.assembly.adapters),
-                    "tripwire": manifest.tripwire.status,
-                    "refs": refs,
-                },
-                f"{digest}  base {manifest.assembly.base.short}  {len(manifest.assembly.adapters)} adapters  "
-                f"tripwire {manifest.tripwire.status}  {' '.join(refs)}",
-            )
+        known: dict[str, TripwireStatus] = {"clear": "clear", "tripped": "tripped", "untested": "untested"}
+        query = ManifestQuery(
+            base=_base(repository, base) if base else None,
+            adapter=archive.resolve(adapter, kind=Kind.TREE) if adapter else None,
+            parent=repository.resolve(parent) if parent else None,
+            tripwire=known.get(tripwire or ""),
+            not_tripwire="clear" if tripwire == "not-clear" else None,
+            labels=dict(_split_label(label) for label in labels),
+            suite=suite,
+            metric=metric,
+            at_least=at_least,
+            at_most=at_most,
+        )
+        _list(session, repository, query)
+
+
+@manifest_command.command("diff")
+@click.argument("before", metavar="MANIFEST|REF")
+@click.argument("after", metavar="MANIFEST|REF")
+@json_option
+@pass_session
+def diff(session: Session, *, before: str, after: str) -> None:
+    """Say what two manifests differ in: what runs, how, and what is known of it.
+
+    What the tensors differ in is another question: `csf diff` on the two base trees.
+
+    \b
+    Example:
+      keystone manifest diff prod b3:1a2b3c4d
+    """  # noqa: D301 - \b is for click
+    import json  # noqa: PLC0415 - with the others
+
+    from manifests import Repository, differences  # noqa: PLC0415 - see show
+
+    with session.open() as archive:
+        repository = Repository(archive)
+        told = differences(*(repository.load(repository.resolve(text)) for text in (before, after)))
+    for each in told:
+        old, new = (json.dumps(value, default=dict, sort_keys=True) for value in (each.before, each.after))
+        fields: dict[str, Value] = {"path": each.path, "before": json.loads(old), "after": json.loads(new)}
+        session.item(fields, f"{each.path}\n  - {old}\n  + {new}")
+    if not told:
+        session.note("They say the same.")
+
+
+@manifest_command.command("schema")
+@click.argument("kind", required=False)
+@json_option
+@pass_session
+def schema(session: Session, *, kind: str | None) -> None:
+    """Print the JSON Schema of a kind of document; without KIND, list the kinds.
+
+    A schema tells the shape. What else a document must be is in manifests/SPEC.md.
+
+    \b
+    Examples:
+      keystone manifest schema
+      keystone manifest schema eval-report > eval-report.schema.json
+    """  # noqa: D301 - \b is for click
+    import json  # noqa: PLC0415 - with the others
+    import sys  # noqa: PLC0415
+
+    from manifests import KINDS, json_schema  # noqa: PLC0415 - see show
+
+    if kind is None:
+        for name, model in sorted(KINDS.items()):
+            session.item({"kind": name, "version": model.VERSION}, f"{name:<20}  version {model.VERSION}")
+        return
+    sys.stdout.write(json.dumps(json_schema(kind), indent=None if session.json else 2) + "\n")
+
+
+def _base(repository: "Repository", text: str) -> "Digest":
+    """The base a person means: a tree by digest, or the base of a manifest or ref."""
+    from csf_store import CsfError, Kind  # noqa: PLC0415 - see show
+    from manifests import is_ref_name  # noqa: PLC0415
+
+    if not is_ref_name(text):
+        try:
+            return repository.archive.resolve(text, kind=Kind.TREE)
+        except CsfError:
+            pass  # not a tree: perhaps a manifest, whose error is then the one to show
+    return repository.load(repository.resolve(text)).assembly.base
+
+
+def _list(session: Session, repository: "Repository", query: "ManifestQuery") -> None:
+    names: dict[str, list[str]] = {}
+    for name in repository.refs.names():
+        names.setdefault(str(repository.refs.find(name)), []).append(name)
+    for digest, manifest in repository.find(query):
+        refs = names.get(str(digest), [])
+        session.item(_fields(digest, manifest, refs), _text(digest, manifest, refs))
+
+
+def _fields(digest: "Digest", manifest: "Manifest", refs: list[str]) -> dict[str, Value]:
+    return {
+        "manifest": str(digest),
+        "base": str(manifest.assembly.base),
+        "adapters": len(manifest.assembly.adapters),
+        "tripwire": manifest.tripwire.status,
+        "evals": [{"suite": e.suite, "metric": e.metric, "score": e.score, "n": e.n} for e in manifest.evals],
+        "labels": dict(manifest.labels),
+        "refs": refs,
+    }
+
+
+def _text(digest: "Digest", manifest: "Manifest", refs: list[str]) -> str:
+    scores = "  ".join(f"{each.suite} {each.metric} {each.score:.4g}" for each in manifest.evals)
+    told = [
+        f"{digest}  base {manifest.assembly.base.short}  {len(manifest.assembly.adapters)} adapters",
+        f"tripwire {manifest.tripwire.status}",
+        scores,
+        " ".join(f"{key}={text}" for key, text in manifest.labels.items()),
+        " ".join(refs),
+    ]
+    return "  ".join(part for part in told if part)
 
 
 def _split_label(text: str) -> tuple[str, str]:

@@ -139,6 +139,37 @@ def test_a_first_manifest_for_a_base_that_was_put(own_nano_archive: Path) -> Non
     assert keystone(own_nano_archive, "audit", str(created["manifest"])).exit_code == 0
 
 
+def test_manifests_are_found_and_compared(own_nano_archive: Path) -> None:
+    create = ["manifest", "create", "--from", "nano", "--bare", "--label", "team=search", "--json"]
+    created = lines(keystone(own_nano_archive, *create))[-1]["manifest"]
+    everything = lines(keystone(own_nano_archive, "manifest", "find", "--base", "nano", "--json"))
+    nano = next(each["manifest"] for each in everything if each["refs"] == ["nano"])
+    assert {each["manifest"] for each in everything} == {nano, created}
+    base = str(everything[0]["base"])
+    for asked, expected in (
+        (["--base", base[:20]], {nano, created}),
+        (["--label", "team=search"], {created}),
+        (["--tripwire", "not-clear"], {nano, created}),
+        (["--tripwire", "clear"], set()),
+        (["--parent", "nano"], {created}),
+        (["--suite", "basics"], set()),
+    ):
+        found = lines(keystone(own_nano_archive, "manifest", "find", *asked, "--json"))
+        assert {each["manifest"] for each in found} == expected, asked
+    told = lines(keystone(own_nano_archive, "manifest", "diff", "nano", str(created), "--json"))
+    assert {each["path"]: each["after"] for each in told} == {"label team": "search", "parent": nano}
+    assert "They say the same" in keystone(own_nano_archive, "manifest", "diff", "nano", "nano").stdout
+
+
+def test_schemas_are_exported(tmp_path: Path) -> None:
+    kinds = {each["kind"] for each in lines(keystone(tmp_path, "manifest", "schema", "--json"))}
+    assert {"manifest", "eval-report", "approval", "attestation", "tripwire-policy"} <= kinds
+    schema = json.loads(keystone(tmp_path, "manifest", "schema", "approval").stdout)
+    assert schema["properties"]["kind"]["const"] == "approval" and schema["additionalProperties"] is False
+    missing = keystone(tmp_path, "manifest", "schema", "nonsense")
+    assert missing.exit_code == 5 and "nonsense" in missing.stderr
+
+
 def test_errors_in_json(nano_archive: Path) -> None:
     result = keystone(nano_archive, "load", "nobody", "--json")
     document = json.loads(result.stderr)

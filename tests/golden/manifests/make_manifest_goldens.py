@@ -14,9 +14,12 @@ from pathlib import Path
 
 from csf_store import Digest
 from manifests import (
+    AcceptedRecord,
     AdapterRecord,
     AdapterUse,
+    Approval,
     Assembly,
+    Attestation,
     Document,
     EvalReport,
     EvalSummary,
@@ -24,11 +27,17 @@ from manifests import (
     LineageStep,
     Manifest,
     Recipe,
+    RejectedRecord,
     Score,
     Source,
+    SourceGateReport,
     TrainingConfig,
     TrainingRecord,
     Tripwire,
+    TripwireMeasure,
+    TripwirePolicy,
+    TripwireReport,
+    TripwireRule,
 )
 
 HERE = Path(__file__).parent
@@ -117,6 +126,7 @@ def documents() -> dict[str, Document]:
         labels={"stage": "candidate", "owner": "ops"},
     )
     return {
+        **evidence(tuned, nf4),
         "assembly-bare": bare,
         "assembly-adapters": tuned,
         "recipe-none": Recipe(dtype="bfloat16"),
@@ -130,6 +140,89 @@ def documents() -> dict[str, Document]:
         ),
         "manifest-bare": Manifest(assembly=bare, source=source),
         "manifest-full": full,
+    }
+
+
+def evidence(assembly: Assembly, recipe: Recipe) -> dict[str, Document]:
+    """What gates and people say; bound to one assembly and recipe."""
+    rules = (
+        TripwireRule(
+            suite="sentinel", suite_digest=d("suite"), metric="pass@1", better="higher", limit=0.3, margin=0.02
+        ),
+        TripwireRule(suite="prose", suite_digest=d("prose"), metric="bits_per_byte", better="lower", margin=0.125),
+        TripwireRule(suite="prose", suite_digest=d("prose"), metric="distinct-3", better="higher", limit=0.5),
+    )
+    policy = TripwirePolicy(name="weekly/1", rules=rules, note="Fixed before the run.")
+    clear = (
+        TripwireMeasure(
+            suite="sentinel",
+            suite_digest=d("suite"),
+            metric="pass@1",
+            value=61 / 150,
+            report=d("report a"),
+            incumbent_value=0.42,
+            incumbent_report=d("report b"),
+        ),
+        TripwireMeasure(
+            suite="prose",
+            suite_digest=d("prose"),
+            metric="bits_per_byte",
+            value=1.5,
+            report=d("report c"),
+            incumbent_value=1.4375,
+            incumbent_report=d("report d"),
+        ),
+        TripwireMeasure(suite="prose", suite_digest=d("prose"), metric="distinct-3", value=0.75, report=d("report e")),
+    )
+    began = f"41:{'5a' * 32}"
+    report = TripwireReport(
+        assembly=assembly.digest,
+        recipe=recipe.digest,
+        policy=policy.digest,
+        incumbent=d("parent manifest"),
+        began=began,
+        measures=clear,
+        status="clear",
+    )
+    gate = SourceGateReport(
+        gate="source-gate/1",
+        settings={"sandbox": "process"},
+        accepted=(
+            AcceptedRecord(record=d("record 1"), ground="tests-passed", evidence=d("run 1")),
+            AcceptedRecord(record=d("record 2"), ground="operator-approved"),
+        ),
+        rejected=(RejectedRecord(record=d("record 3"), reason="raw model output"),),
+        data=(d("data 1"), d("data 2")),
+    )
+    approval = Approval(
+        ref="nano/main",
+        assembly=assembly.digest,
+        recipe=recipe.digest,
+        incumbent=d("parent manifest"),
+        reports=(d("report a"), d("tripwire report")),
+        policies=(policy.digest,),
+        ledger=f"57:{'c3' * 32}",
+        note="Better on the draw, nothing lost on the sentinels.",
+    )
+    attestation = Attestation(
+        assembly=assembly.digest,
+        recipe=recipe.digest,
+        nonce="0f" * 32,
+        value=d("live tensors"),
+        tensors=93,
+        device="cpu",
+        libraries={"torch": "2.13.0+cpu", "bitsandbytes": "0.50.2"},
+    )
+    return {
+        "tripwire-policy": policy,
+        "tripwire-report-clear": report,
+        "tripwire-report-tripped": report.revised(
+            incumbent=None, measures=clear[2:], tripped=("sentinel pass@1", "prose bits_per_byte"), status="tripped"
+        ),
+        "source-gate-report": gate,
+        "approval": approval,
+        "approval-first": Approval(ref="prod", assembly=assembly.digest, ledger=began),
+        "attestation": attestation,
     }
 
 

@@ -20,7 +20,7 @@ from manifests import (
     Refs,
     RollbackRefusedError,
 )
-from manifests.refs import MAX_NAME, check_ref_name, is_ref_name
+from manifests.ref_names import MAX_NAME, check_ref_name, is_ref_name
 
 
 def chain(house: House, *names: str, ref: str = "prod") -> list[Digest]:

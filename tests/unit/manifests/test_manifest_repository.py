@@ -17,6 +17,7 @@ from manifests import (
     LineageCycleError,
     LineageError,
     LineageStep,
+    ManifestQuery,
     MissingLinkError,
     MissingParentError,
     NotFoundError,
@@ -121,12 +122,15 @@ def test_find_by_base_adapter_and_tripwire(house: House) -> None:
     bare, tuned = house.put(), house.put(child)
     other_base = house.tree(config=b"other")
     other = house.put(base=other_base)
-    found = house.repository.find
-    assert {digest for digest, _ in found(base=house.base)} == {bare, tuned}
-    assert {digest for digest, _ in found(base=other_base)} == {other}
-    assert {digest for digest, _ in found(adapter=parent)} == {tuned}
-    assert {digest for digest, _ in found(tripwire="clear")} == set()
-    assert len(list(found(tripwire="untested"))) == 3
+
+    def found(**filters: object) -> set[Digest]:
+        return {digest for digest, _ in house.repository.find(ManifestQuery(**filters))}  # type: ignore[arg-type]
+
+    assert found(base=house.base) == {bare, tuned}
+    assert found(base=other_base) == {other}
+    assert found(adapter=parent) == {tuned}
+    assert found(tripwire="clear") == found(not_tripwire="untested") == set()
+    assert len(found(tripwire="untested")) == len(found(not_tripwire="clear")) == len(found()) == 3
 
 
 def test_one_adapter_one_base(house: House) -> None:

@@ -10,14 +10,9 @@ from blake3 import blake3
 
 from csf_store import Digest
 from manifests import (
-    AdapterRecord,
-    Assembly,
-    Document,
-    EvalReport,
+    KINDS,
     Manifest,
-    Recipe,
     TensorEntry,
-    TrainingRecord,
     canonical_bytes,
     parse_canonical,
     tensor_set_digest,
@@ -25,9 +20,7 @@ from manifests import (
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
-TYPES: dict[str, type[Document]] = {
-    kind.kind_name(): kind for kind in (AdapterRecord, Assembly, EvalReport, Manifest, Recipe, TrainingRecord)
-}
+TYPES = KINDS
 
 
 def vectors() -> list[tuple[str, bytes, str]]:
