@@ -1,6 +1,7 @@
 """A tokenizer tree from the archive, built in memory."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -11,7 +12,9 @@ from keystone.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
+READ_FILES = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE)
 
 
 def archived_tokenizer(archive: Archive, tree: Digest) -> PreTrainedTokenizerFast:
@@ -21,16 +24,33 @@ def archived_tokenizer(archive: Archive, tree: Digest) -> PreTrainedTokenizerFas
         CheckpointError: a file is missing or cannot be read as what it should be.
         csf_store.CorruptError: bytes that do not hash to their address.
     """
-    files = {entry.path: entry.blob for entry in archive.tree(tree).entries}
+    blobs = {entry.path: entry.blob for entry in archive.tree(tree).entries}
+    files = {name: archive.get_bytes(blobs[name]) for name in READ_FILES if name in blobs}
+    return build_tokenizer(files, f"tokenizer {tree}")
+
+
+def build_tokenizer(files: Mapping[str, bytes], where: str) -> PreTrainedTokenizerFast:
+    """A tokenizer from the contents of its files.
+
+    Args:
+        files: by name; `tokenizer.json` must be there, the others of `READ_FILES` may.
+        where: what they belong to, for messages.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read as what it should be.
+    """
     if TOKENIZER_FILE not in files:
-        raise CheckpointError(f"tokenizer {tree} holds no {TOKENIZER_FILE}; other tokenizer formats are not read")
+        raise CheckpointError(f"{where} holds no {TOKENIZER_FILE}; other tokenizer formats are not read")
     try:
-        tokenizer = Tokenizer.from_str(archive.get_bytes(files[TOKENIZER_FILE]).decode())
-        config: dict[str, Any] = json.loads(archive.get_bytes(files[CONFIG_FILE])) if CONFIG_FILE in files else {}
+        tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode())
+        config: dict[str, Any] = {}
+        for name in (SPECIAL_FILE, CONFIG_FILE):  # the newer file has the last word
+            if name in files:
+                config |= json.loads(files[name])
+        if TEMPLATE_FILE in files:
+            config["chat_template"] = files[TEMPLATE_FILE].decode()
+        for name in ("tokenizer_class", "auto_map", "tokenizer_file", "name_or_path"):
+            config.pop(name, None)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **config)
     except Exception as error:  # the tokenizers library raises no narrower class
-        raise CheckpointError(f"tokenizer {tree} cannot be read: {error}") from error
-    if TEMPLATE_FILE in files:
-        config["chat_template"] = archive.get_bytes(files[TEMPLATE_FILE]).decode()
-    for name in ("tokenizer_class", "auto_map", "tokenizer_file", "name_or_path"):
-        config.pop(name, None)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **config)
+        raise CheckpointError(f"{where}: the tokenizer cannot be read: {error}") from error

@@ -1,37 +1,220 @@
-"""`keystone import`."""
+"""`keystone import`: somebody else's weights become a base of ours, or nothing at all happens."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from csf_store import Session, json_option, pass_session
+from csf_store import Session, Value, human_size, json_option, pass_session, progress_bar
+from keystone.cli.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from csf_store import Archive, Digest
+    from keystone.checkpoints.importing import Imported, Plan
+    from keystone.checkpoints.names import TensorLine
+
+NANO = "nano"
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @click.command("import")
-@click.argument("source", type=click.Choice(["nano"]), metavar="SOURCE")
-@click.option("--ref", default=None, help="The ref to set. Default: the source's name.")
+@click.argument("source", metavar="SOURCE")
+@click.option("--ref", metavar="NAME", help="The ref to set, if it does not exist yet. Default: the source's name.")
+@click.option("--licence", metavar="SPDX", help="The base's licence. Default: what its config, card or text says.")
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="Store weights so. Default: as they are; bfloat16 for GGUF."
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Take the tokenizer from this directory.",
+)
+@click.option(
+    "--ignore-field", "ignored", multiple=True, metavar="NAME", help="Declare a field of config.json to change nothing."
+)
+@click.option("--dry-run", is_flag=True, help="Compare names and shapes with the configuration; store nothing.")
+@click.option("--verbose", "-v", is_flag=True, help="Print a line for every tensor.")
 @json_option
 @pass_session
-def import_command(session: Session, *, source: str, ref: str | None) -> None:
+def import_command(
+    session: Session,
+    *,
+    source: str,
+    ref: str | None,
+    licence: str | None,
+    dtype: str | None,
+    tokenizer: Path | None,
+    ignored: tuple[str, ...],
+    dry_run: bool,
+    verbose: bool,
+) -> None:
     """Bring a base into the archive, write its manifest, and name it.
 
-    SOURCE is `nano`, the base that ships with this package. A missing archive is made. Importing again changes nothing.
+    SOURCE is `nano` (the base that ships with this package), a Hugging Face directory, a .gguf file, or
+    hf://org/name[@revision]. LoopCoder-V2 comes as it is; Llama, Mistral, Qwen2 and others of exactly that
+    architecture become bases with one loop. Anything missing, misshapen, surplus or unknown refuses the import, by
+    name. A missing archive is made. Importing again changes nothing.
 
     \b
-    Example:
+    Examples:
       keystone import nano
+      keystone import ./SmolLM2-135M-Instruct --dry-run --verbose
+      keystone import hf://HuggingFaceTB/SmolLM2-135M-Instruct@main --ref smol
+      keystone import SmolLM2-135M-Instruct-Q8_0.gguf --licence Apache-2.0
     """  # noqa: D301 - \b is for click
+    from keystone.checkpoints.opening import is_source  # noqa: PLC0415 - torch, not needed for --help
+
+    quiet_libraries()
+    if source == NANO:
+        _import_nano(session, ref or NANO)
+        return
+    if not is_source(source):
+        raise click.UsageError(f"{source!r} is no directory, no file and no hub address (hf://org/name)")
+    plan = _plan(source, licence=licence, dtype=dtype, tokenizer=tokenizer, ignored=ignored)
+    _report(session, plan, verbose=verbose)
+    if dry_run:
+        _dry_run(session, plan)
+        return
+    _store(session, plan, source, ref)
+
+
+def _import_nano(session: Session, name: str) -> None:
     from keystone.nano.embedded import import_nano  # noqa: PLC0415 - pydantic, not needed for --help
     from manifests import Repository  # noqa: PLC0415
 
-    name = ref or source
     with session.open(create=True) as archive:
         digest = import_nano(archive, ref=name)
         at = Repository(archive).refs.get(name)
         assembly = Repository(archive).load(digest).assembly
-        fields = {"base": str(assembly.base), "tokenizer": str(assembly.tokenizer)}
-    for role, tree in fields.items():
-        session.item({"kind": role, "digest": tree}, f"{role:<9}  {tree}")
-    session.item({"manifest": str(digest), "ref": name, "ref_at": str(at), **fields}, f"manifest   {digest}")
+    _acknowledge(session, digest, {"base": str(assembly.base), "tokenizer": str(assembly.tokenizer)}, name, at)
     if at == digest:
-        session.note(f"ref        {name}\nnext: keystone load {name} --prompt 'def keep_even(values):'")
+        session.note(f"next: keystone load {name} --prompt 'def keep_even(values):'")
+
+
+def _plan(
+    source: str, *, licence: str | None, dtype: str | None, tokenizer: Path | None, ignored: tuple[str, ...]
+) -> "Plan":
+    from dataclasses import replace  # noqa: PLC0415 - with the next
+
+    from keystone.checkpoints.huggingface import Choices, tokenizer_files  # noqa: PLC0415 - torch
+    from keystone.checkpoints.importing import plan_import  # noqa: PLC0415
+    from keystone.checkpoints.opening import open_source  # noqa: PLC0415
+
+    choices = Choices(licence=licence, dtype=DTYPES[dtype] if dtype else None, ignored=ignored)
+    checkpoint = open_source(source, choices)
+    if tokenizer is not None:
+        checkpoint = replace(checkpoint, tokenizer=tokenizer_files(tokenizer))
+    return plan_import(checkpoint)
+
+
+def _report(session: Session, plan: "Plan", *, verbose: bool) -> None:
+    """What is known before anything is stored; a faulty tensor always has its line."""
+    from keystone.checkpoints.names import FAULTS  # noqa: PLC0415 - torch
+
+    origin, config = plan.checkpoint.origin, plan.checkpoint.config
+    fields: dict[str, Value] = {
+        "kind": "source",
+        "source": origin.kind,
+        "location": origin.location,
+        "licence": origin.licence,
+        "layout": plan.checkpoint.layout,
+        "loops": config.plt_num_loops,
+        "parameters": plan.parameters,
+        "bytes": plan.nbytes,
+        "tensors": dict(plan.fates),
+    }
+    fates = ", ".join(f"{count} {fate}" for fate, count in plan.fates.items())
+    session.item(
+        fields,
+        f"source     {origin.location}  ({plan.checkpoint.layout}, {origin.licence})\n"
+        f"model      {plan.parameters:,} parameters in {config.num_hidden_layers} layers, {config.plt_num_loops} "
+        f"loop{'s' if config.plt_num_loops > 1 else ''}\n"
+        f"tensors    {fates}; {human_size(plan.nbytes)} to store",
+    )
+    for line in plan.lines:
+        if verbose or line.fate in FAULTS:
+            _print_line(session, line)
+    for (what, name, reason), count in Counter((n.what, n.name, n.reason) for n in plan.notes).items():
+        repeated = f" (x {count})" if count > 1 else ""
+        session.item({"kind": "left-out", what: name, "reason": reason}, f"left out   {name}: {reason}{repeated}")
+
+
+def _print_line(session: Session, line: "TensorLine") -> None:
+    tensor = line.tensor
+    fields: dict[str, Value] = {
+        "kind": "tensor",
+        "fate": line.fate,
+        "name": line.name,
+        "source": tensor.name if tensor else None,
+        "file": tensor.file if tensor else None,
+        "dtype": tensor.dtype if tensor else None,
+        "stored_as": tensor.stored or tensor.dtype if tensor else None,
+        "shape": list(tensor.shape) if tensor else None,
+        "wanted": list(line.wanted) if line.wanted is not None else None,
+        "reason": line.reason,
+    }
+    held = f"{tensor.stored or tensor.dtype} {list(tensor.shape)}" if tensor else f"{list(line.wanted or ())}"
+    was = f" <- {tensor.name}" if tensor and tensor.name != line.name else ""
+    because = f"  ({line.reason})" if line.reason else ""
+    session.item(fields, f"{line.fate:<9}  {line.name}{was}  {held}{because}")
+
+
+def _dry_run(session: Session, plan: "Plan") -> None:
+    from keystone.checkpoints.names import refuse_faults  # noqa: PLC0415 - torch
+
+    refuse_faults(plan.checkpoint.origin.location, plan.lines)
+    seen = "names" if plan.checkpoint.headless else "names and shapes"
+    if plan.checkpoint.headless and plan.checkpoint.named is None:
+        seen = "no weights"
+    session.item(
+        {"dry_run": True, "parameters": plan.parameters, "compared": seen, "tensors": dict(plan.fates)},
+        f"dry run    {seen} compared; nothing was stored",
+    )
+
+
+def _store(session: Session, plan: "Plan", source: str, ref: str | None) -> None:
+    from keystone.checkpoints.importing import import_checkpoint  # noqa: PLC0415 - torch
+    from keystone.checkpoints.names import refuse_faults  # noqa: PLC0415
+    from keystone.checkpoints.opening import suggested_ref  # noqa: PLC0415
+    from manifests import Repository  # noqa: PLC0415
+
+    refuse_faults(plan.checkpoint.origin.location, plan.lines)  # before an archive is made
+    with session.open(create=True) as archive:
+        if ref is not None:
+            Repository(archive).refs.find(ref)  # a bad name is refused before anything is stored
+        with progress_bar(session, "import", plan.nbytes) as progress:
+            done = import_checkpoint(archive, plan, progress=progress)
+        name, at = _name(archive, done, ref or suggested_ref(source))
+    trees = {"base": str(done.base), "tokenizer": str(done.tokenizer)}
+    session.note(f"stored     {human_size(done.stored)} that the archive did not hold")
+    _acknowledge(session, done.manifest, trees, name, at)
+
+
+def _name(archive: "Archive", done: "Imported", name: str) -> tuple[str | None, "Digest | None"]:
+    """Let a ref that does not exist yet point at what was imported; one that exists stays."""
+    from manifests import InvalidNameError, Repository  # noqa: PLC0415 - pydantic, not needed for --help
+
+    refs = Repository(archive).refs
+    try:
+        known = refs.find(name)
+    except InvalidNameError:  # the source's name is none for a ref; one that was asked for was looked at before
+        return None, None
+    if known is None:
+        refs.set(name, done.manifest, expected=None, reason="import")
+    return name, refs.get(name)
+
+
+def _acknowledge(
+    session: Session, manifest: "Digest", trees: dict[str, str], name: str | None, at: "Digest | None"
+) -> None:
+    for role, tree in trees.items():
+        session.item({"kind": role, "digest": tree}, f"{role:<9}  {tree}")
+    fields: dict[str, Value] = {"manifest": str(manifest), "ref": name, "ref_at": str(at) if at else None, **trees}
+    session.item(fields, f"manifest   {manifest}")
+    if name is None:
+        session.note(f"next: keystone ref set NAME {manifest.short}")
+    elif at == manifest:
+        session.note(f"ref        {name}")
     else:
-        session.note(f"ref        {name} stays at {at}; `keystone ref set {name} {digest.short}` would move it")
+        session.note(f"ref        {name} stays at {at}; `keystone ref set {name} {manifest.short}` would move it")
