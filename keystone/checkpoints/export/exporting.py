@@ -1,0 +1,300 @@
+"""`export`: a manifest becomes a directory that other software loads.
+
+| layout | for | the base as | the adapters |
+|---|---|---|---|
+| `transformers` | `AutoModelForCausalLM` | Llama or Qwen2 where it is one, else our code | beside, or merged |
+| `vendor` | the engine LoopCoder-V2 came with | the vendor's names and configuration | beside, or merged |
+| `gguf` | llama.cpp and its kin | one loop alone | merged |
+
+Whatever can be refused is refused before a byte is written. Weights are streamed; a file whose tensors stay as they are
+is copied byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from adapters import archived_adapter
+from csf_store import Archive, Digest
+from keystone.checkpoints.export.card import CardFacts, model_card
+from keystone.checkpoints.export.code_files import code_files
+from keystone.checkpoints.export.comparing import LogitDifference, compare_merged
+from keystone.checkpoints.export.configs import (
+    VENDOR_ARCHITECTURE,
+    Architecture,
+    plain_architecture,
+    transformers_config,
+    vendor_config,
+)
+from keystone.checkpoints.export.merging import Merge, ModuleError
+from keystone.checkpoints.export.provenance import provenance_bytes
+from keystone.checkpoints.export.source import FLOAT_DTYPES, GENERATION_FILE, ExportSource, open_source
+from keystone.checkpoints.export.tokenizer_files import write_tokenizer
+from keystone.checkpoints.export.usage import usage_text
+from keystone.checkpoints.export.weights import DTYPE_NAMES, Progress, WeightsPlan, parameter_count
+from keystone.checkpoints.export.writing import PROVENANCE_FILE, ExportDirectory, WrittenFile
+from keystone.errors import InvalidInputError
+from keystone.identity import source_digest
+from manifests import Json
+
+Format: TypeAlias = Literal["transformers", "vendor", "gguf"]
+FORMATS: tuple[Format, ...] = ("transformers", "vendor", "gguf")
+
+ARCHITECTURE_CLASSES: Mapping[Architecture, str] = {
+    "keystone": "KeystoneForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
+_TORCH_NAMES = {code: name for name, code in DTYPE_NAMES.items()}
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is asked for.
+
+    Attributes:
+        layout: the format.
+        merge: add the adapters to the weights instead of laying them beside.
+        dtype: `float32`, `bfloat16` or `float16`; None leaves the weights as stored.
+        own_code: write our modeling code even where transformers' own class would do.
+        compare: after a merge, run fixed prompts through merged and unmerged; takes the memory of both in fp32.
+        force: replace an earlier export.
+    """
+
+    layout: Format = "transformers"
+    merge: bool = False
+    dtype: str | None = None
+    own_code: bool = False
+    compare: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did: per tensor, and to the logits if they were compared."""
+
+    modules: Mapping[str, ModuleError]
+    logits: LogitDifference | None
+
+    @property
+    def max_rounding(self) -> float:
+        """The largest rounding error of any tensor."""
+        return max((error.max_rounding for error in self.modules.values()), default=0.0)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the directory.
+        digest: the manifest.
+        layout: the format.
+        architecture: the class that loads it.
+        dtype: of the weights, as torch names it.
+        files: every file, `keystone.json` included.
+        copied: weight files that are byte for byte those of the archive.
+        adapters: how many lie beside.
+        merge: what merging did, if that was asked for.
+        left_out: files of the tokenizer and adapter trees that did not go along.
+    """
+
+    path: Path
+    digest: Digest
+    layout: Format
+    architecture: str
+    dtype: str
+    files: tuple[WrittenFile, ...]
+    copied: int
+    adapters: int
+    merge: MergeReport | None
+    left_out: tuple[str, ...]
+
+
+def export(
+    archive: Archive,
+    target: str | Digest,
+    out: Path,
+    request: ExportRequest | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a manifest as a directory for other software.
+
+    Args:
+        archive: where it is.
+        target: the manifest's digest, a unique prefix of it, or a ref.
+        out: the directory to make; its parent must exist.
+        request: what is asked for; the default is `transformers`, nothing merged, weights as stored.
+        progress: told how many bytes of stored weights were dealt with; `planned_bytes` of them in all.
+
+    Raises:
+        RefusedError: it cannot be done honestly; the reason is named and nothing is written.
+        CheckpointError, ConfigurationError: what was stored does not make a model.
+        OutputExistsError, StorageError, InvalidInputError: about the place to write to; see `ExportDirectory`.
+        csf_store.CsfError, manifests.ManifestError: it is not there, or not what its digest says.
+    """
+    return _Export(archive, target, out, request or ExportRequest(), progress).run()
+
+
+def planned_bytes(archive: Archive, target: str | Digest) -> int:
+    """Bytes of stored weights that an export of this manifest goes through, for a progress bar."""
+    return open_source(archive, target).weight_bytes
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights as they were written: by which class they load, what was merged, how many files are copies."""
+
+    architecture: Architecture | None
+    merge: Merge | None
+    copied: int
+
+    @property
+    def class_name(self) -> str:
+        return VENDOR_ARCHITECTURE if self.architecture is None else ARCHITECTURE_CLASSES[self.architecture]
+
+
+@dataclass
+class _Export:
+    archive: Archive
+    target: str | Digest
+    out: Path
+    request: ExportRequest
+    progress: Progress | None
+    left_out: list[str] = field(default_factory=list)
+
+    def run(self) -> Exported:
+        source = open_source(self.archive, self.target)
+        request = self.request
+        if request.dtype is not None and request.dtype not in DTYPE_NAMES:
+            raise InvalidInputError(f"{request.dtype!r} is no dtype of weights; say {', '.join(DTYPE_NAMES)}")
+        code = None if request.dtype is None else DTYPE_NAMES[request.dtype]
+        merge = Merge(source, None if code is None else FLOAT_DTYPES[code]) if request.merge else None
+        plan = WeightsPlan(source, code, frozenset() if merge is None else merge.changed)
+        config, architecture = self._config(source, plan)
+        with ExportDirectory(self.out, force=request.force) as directory:
+            directory.write("config.json", config)
+            directory.write(GENERATION_FILE, source.generation or _generation(source))
+            if architecture == "keystone":
+                for name, data in code_files().items():
+                    directory.write(name, data)
+            copied = plan.write(directory, merge, self.progress)
+            return self._finish(source, plan, directory, _Weights(architecture, merge, copied))
+
+    def _config(self, source: ExportSource, plan: WeightsPlan) -> tuple[bytes, Architecture | None]:
+        dtype = _TORCH_NAMES[plan.dtype or source.dtype]
+        if self.request.layout == "vendor":
+            return vendor_config(source, dtype, weights_as_stored=plan.dtype is None), None
+        architecture = "keystone" if self.request.own_code else plain_architecture(source.config)
+        return transformers_config(source, architecture, dtype), architecture
+
+    def _finish(
+        self, source: ExportSource, plan: WeightsPlan, directory: ExportDirectory, weights: _Weights
+    ) -> Exported:
+        """Everything after the weights: what is small, and what speaks of all the rest."""
+        assembly, merge = source.manifest.assembly, weights.merge
+        self.left_out += write_tokenizer(self.archive, assembly.tokenizer, directory)
+        if merge is None:
+            for number, use in enumerate(assembly.adapters, start=1):
+                self._write_adapter(use.adapter, f"adapters/{number}", directory)
+        report = None if merge is None else self._merge_report(source, directory, weights)
+        dtype = _TORCH_NAMES[plan.dtype or source.dtype]
+        facts = CardFacts(
+            manifest=source.manifest,
+            digest=source.digest,
+            title=self.out.name,
+            layout=self.request.layout,
+            architecture=weights.class_name,
+            dtype=dtype,
+            parameters=parameter_count(source.tensors),
+            loops=source.config.plt_num_loops,
+            merged=merge is not None,
+            as_stored=plan.dtype is None,
+            usage=usage_text(
+                source.manifest,
+                self.request.layout,
+                remote_code=weights.architecture == "keystone",
+                merged=merge is not None,
+            ),
+            notes=_notes(report),
+        )
+        directory.write("README.md", model_card(facts))
+        how = self._how(weights.class_name, dtype, source, report)
+        directory.write(PROVENANCE_FILE, provenance_bytes(source.manifest, source.digest, tuple(directory.files), how))
+        return Exported(
+            path=directory.out,
+            digest=source.digest,
+            layout=self.request.layout,
+            architecture=weights.class_name,
+            dtype=dtype,
+            files=tuple(directory.files),
+            copied=weights.copied,
+            adapters=0 if merge is not None else len(assembly.adapters),
+            merge=report,
+            left_out=tuple(self.left_out),
+        )
+
+    def _merge_report(self, source: ExportSource, directory: ExportDirectory, weights: _Weights) -> MergeReport:
+        logits = None
+        if self.request.compare:
+            logits = compare_merged(source, directory.path, plain=weights.architecture in ("llama", "qwen2"))
+        errors = {} if weights.merge is None else weights.merge.errors
+        return MergeReport(dict(sorted(errors.items())), logits)
+
+    def _write_adapter(self, tree: Digest, folder: str, directory: ExportDirectory) -> None:
+        archived_adapter(self.archive, tree)  # refused here if it is none, or does what nobody checked
+        for entry in self.archive.tree(tree).entries:
+            if entry.path in _ADAPTER_FILES:
+                path = f"{folder}/{entry.path}"
+                self.archive.get_file(entry.blob, directory.place(path))
+                directory.note(path, entry.blob, entry.size)
+            else:
+                self.left_out.append(f"{folder}/{entry.path}")
+
+    def _how(self, class_name: str, dtype: str, source: ExportSource, report: MergeReport | None) -> Mapping[str, Json]:
+        merged: Mapping[str, Json] | None = None
+        if report is not None:
+            merged = {
+                "modules": {name: asdict(error) for name, error in report.modules.items()},
+                "logits": None if report.logits is None else asdict(report.logits),
+            }
+        return {
+            "format": self.request.layout,
+            "architecture": class_name,
+            "dtype": dtype,
+            "as_stored": self.request.dtype is None,
+            "code": source.manifest.assembly.code,
+            "code_source": str(source_digest()),
+            "merge": merged,
+        }
+
+
+def _generation(source: ExportSource) -> bytes:
+    """What `generate` needs to know where the base says nothing: its special tokens, from the configuration."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    found = {name: getattr(source.config, name) for name in names if getattr(source.config, name) is not None}
+    return (json.dumps({"_from_model_config": True, **found}, indent=2) + "\n").encode()
+
+
+def _notes(report: MergeReport | None) -> list[str]:
+    if report is None:
+        return []
+    rounding = (
+        f"The adapters are merged into {len(report.modules)} tensors, summed in fp32; rounding moved a weight by at"
+        f" most {report.max_rounding:.3g}."
+    )
+    if report.logits is None:
+        return [rounding]
+    logits = report.logits
+    difference = (
+        f"Against base plus adapters, in fp32 over {logits.tokens} positions: logits differ by at most"
+        f" {logits.max_abs:.3g} (relative {logits.relative:.2g}); the adapters themselves move them by up to"
+        f" {logits.effect:.3g}."
+    )
+    return [rounding, difference]
