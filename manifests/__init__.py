@@ -29,6 +29,7 @@ from manifests.evidence import AdapterRecord, EvalReport, Interval, Score, Train
 from manifests.fields import DigestField, ModuleName
 from manifests.finding import Difference, ManifestQuery, differences
 from manifests.kinds import KINDS, json_schema, load_any, read_any
+from manifests.parity import ParityCase, ParityReport
 from manifests.ref_names import is_ref_name
 from manifests.refs import RefEvent, Refs
 from manifests.repository import Repository
@@ -86,6 +87,8 @@ __all__ = [
     "ModuleName",
     "NotCanonicalError",
     "NotFoundError",
+    "ParityCase",
+    "ParityReport",
     "Recipe",
     "RefConflictError",
     "RefEvent",

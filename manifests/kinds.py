@@ -17,6 +17,7 @@ from manifests import canonical
 from manifests.document import Document
 from manifests.errors import NotFoundError, SchemaVersionError
 from manifests.evidence import AdapterRecord, EvalReport, TrainingRecord
+from manifests.parity import ParityReport
 from manifests.schema import Assembly, Manifest, Recipe
 from manifests.statements import Approval, Attestation, SourceGateReport
 from manifests.tripwires import TripwirePolicy, TripwireReport
@@ -31,6 +32,7 @@ KINDS: Mapping[str, type[Document]] = MappingProxyType(
             Attestation,
             EvalReport,
             Manifest,
+            ParityReport,
             Recipe,
             SourceGateReport,
             TrainingRecord,

@@ -26,6 +26,8 @@ from manifests import (
     Interval,
     LineageStep,
     Manifest,
+    ParityCase,
+    ParityReport,
     Recipe,
     RejectedRecord,
     Score,
@@ -223,7 +225,35 @@ def evidence(assembly: Assembly, recipe: Recipe) -> dict[str, Document]:
         "approval": approval,
         "approval-first": Approval(ref="prod", assembly=assembly.digest, ledger=began),
         "attestation": attestation,
+        "parity-report": parity_report(),
     }
+
+
+def parity_report() -> ParityReport:
+    exact = {"dtype": "float32", "metric": "max-abs-delta", "bar": 5e-4}
+    return ParityReport(
+        base=d("base"),
+        code="keystone-plt/1",
+        code_source=d("modeling source"),
+        reference=d("reference.safetensors"),
+        inputs=d("spec.json"),
+        engine="transformers 4.57.0, torch 2.8.0, cuda",
+        device="cpu",
+        cases=(
+            ParityCase(name="text-0.float32", tokens=47, prefill=31, worst=6.5e-4, passed=False, **exact),
+            ParityCase(name="random.float32", tokens=200, prefill=200, worst=1.25e-5, passed=True, **exact),
+            ParityCase(
+                name="random.bfloat16",
+                dtype="bfloat16",
+                metric="relative-frobenius",
+                tokens=200,
+                prefill=200,
+                bar=0.045,
+                worst=None,
+                passed=False,
+            ),
+        ),
+    )
 
 
 def main() -> None:
