@@ -1,7 +1,7 @@
 """Manifest in, running model out: `load` assembles, quantizes and attaches, and says from which bytes.
 
-Order matters and is fixed: verified base weights, then quantization, then adapters, then the first forward. Adapters
-attached after a forward could meet weights that bitsandbytes has repacked.
+Order matters and is fixed: verified base weights, then quantization, cached before anything runs, then adapters, then
+the first forward. Adapters attached after a forward could meet weights that bitsandbytes has repacked.
 """
 
 import contextlib
@@ -9,21 +9,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest, default_archive_path
-from keystone.checkpoints import WEIGHTS_SUFFIX, archived_tokenizer, assemble_base, read_adapter_tensors
+from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, blank_model, read_adapter_tensors
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
 from keystone.model import KeystoneForCausalLM
-from keystone.quantize import Quantization, default_quantization, quantize, recipe_for, weight_bytes
+from keystone.quantize import Choice, Quantization, choose_recipe, weight_bytes
+from keystone.quantize.assembling import assemble
+from keystone.quantize.derived import DerivedKey, find_derived
 from manifests import KNOWN_CODES, AdapterUse, Manifest, Recipe, Repository
 
 Progress = Callable[[int], None]
+Cache = Literal["use", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class LoadedModel:
         recipe: how the numbers are held now; the manifest's own unless another was asked for.
         read_bytes: bytes of tensors read from the archive and verified, adapters included.
         seconds: from the first read to a model ready to run.
+        derived: the blob its quantized weights were read from or are now cached in; None where there is none.
+        quantized_here: whether quantizing was part of this load.
+        notes: what a person should know: a default that gave way, a cache that could not be written.
     """
 
     model: nn.Module
@@ -47,6 +53,9 @@ class LoadedModel:
     recipe: Recipe
     read_bytes: int
     seconds: float
+    derived: Digest | None = None
+    quantized_here: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -64,6 +73,7 @@ def load(
     archive: Archive | str | Path | None = None,
     quantization: Quantization | None = None,
     device: str | torch.device | None = None,
+    cache: Cache = "use",
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Turn a manifest into a running model.
@@ -73,7 +83,8 @@ def load(
         archive: an open archive, or where one is; default the user's own.
         quantization: the scheme, obeyed or refused. Default: the manifest's recipe, else what suits the device.
         device: where to run; default the first CUDA card, else the CPU.
-        progress: told how many bytes of weights were read, blob by blob.
+        cache: `ignore` quantizes from the base whatever is cached, and caches nothing.
+        progress: told how many bytes of weights were read.
 
     Raises:
         RefusedError: the scheme or the code the manifest names cannot be honoured here.
@@ -83,14 +94,16 @@ def load(
     with contextlib.ExitStack() as stack:
         if not isinstance(archive, Archive):
             archive = stack.enter_context(Archive.open(default_archive_path() if archive is None else archive))
-        return _load(target, archive, quantization, device, progress)
+        return _load(target, archive, quantization=quantization, device=device, cache=cache, progress=progress)
 
 
 def _load(
     target: str | Digest,
     archive: Archive,
+    *,
     quantization: Quantization | None,
     device: str | torch.device | None,
+    cache: Cache,
     progress: Progress | None,
 ) -> LoadedModel:
     started = time.perf_counter()
@@ -109,23 +122,58 @@ def _load(
         if progress is not None:
             progress(amount)
 
-    base = assemble_base(archive, assembly.base, progress=count)
-    recipe = _recipe(base, manifest, quantization, place)
-    torch.nn.Module.to(base, device=place, dtype=_dtype(recipe))
-    quantize(base, recipe)
-    model = attach_adapters(base, archive, assembly.adapters, progress=count) if assembly.adapters else base
+    checkpoint = BaseCheckpoint.open(archive, assembly.base)
+    choice = _choice(checkpoint, manifest, quantization, place)
+    base = assemble(archive, checkpoint, choice.recipe, device=place, cache=cache, progress=count)
+    model: nn.Module = base.model
+    if assembly.adapters:
+        model = attach_adapters(base.model, archive, assembly.adapters, progress=count)
     tokenizer = archived_tokenizer(archive, assembly.tokenizer)
-    return LoadedModel(model.eval(), tokenizer, manifest, digest, recipe, read, time.perf_counter() - started)
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        manifest,
+        digest,
+        choice.recipe,
+        read,
+        time.perf_counter() - started,
+        derived=base.derived,
+        quantized_here=base.quantized_here,
+        notes=choice.notes + base.notes,
+    )
 
 
-def planned_bytes(archive: Archive, target: str | Digest) -> int:
+def _choice(checkpoint: BaseCheckpoint, manifest: Manifest, asked: Quantization | None, device: torch.device) -> Choice:
+    return choose_recipe(
+        blank_model(checkpoint.config),
+        asked=asked,
+        manifests_own=manifest.recipe,
+        device=device,
+        dtype=checkpoint.dtype,
+    )
+
+
+def planned_bytes(
+    archive: Archive,
+    target: str | Digest,
+    *,
+    quantization: Quantization | None = None,
+    device: str | torch.device | None = None,
+) -> int:
     """How many bytes of weights a load of this manifest will read, for a progress bar."""
     repository = Repository(archive)
-    assembly = repository.load(target if isinstance(target, Digest) else repository.resolve(target)).assembly
-    trees = [assembly.base, *(use.adapter for use in assembly.adapters)]
-    return sum(
-        entry.size for tree in trees for entry in archive.tree(tree).entries if entry.path.endswith(WEIGHTS_SUFFIX)
+    manifest = repository.load(target if isinstance(target, Digest) else repository.resolve(target))
+    checkpoint = BaseCheckpoint.open(archive, manifest.assembly.base)
+    recipe = _choice(checkpoint, manifest, quantization, default_device() if device is None else _usable(device)).recipe
+    quantized = recipe.quantization != "none"
+    derived = find_derived(archive, DerivedKey(checkpoint.digest, recipe)) if quantized else None
+    adapters = sum(
+        entry.size
+        for use in manifest.assembly.adapters
+        for entry in archive.tree(use.adapter).entries
+        if entry.path.endswith(WEIGHTS_SUFFIX)
     )
+    return adapters + (checkpoint.nbytes if derived is None else archive.content_size(derived))
 
 
 def default_device() -> torch.device:
@@ -188,13 +236,3 @@ def attach_adapters(
             progress(sum(tensor.nbytes for tensor in tensors.values()))
     wrapped.base_model.set_adapter([use.adapter.hex[:12] for use in uses], inference_mode=True)
     return wrapped  # type: ignore[no-any-return]
-
-
-def _recipe(model: KeystoneForCausalLM, manifest: Manifest, asked: Quantization | None, device: torch.device) -> Recipe:
-    if asked is None and manifest.recipe is not None:
-        return manifest.recipe
-    return recipe_for(model, default_quantization(device) if asked is None else asked)
-
-
-def _dtype(recipe: Recipe) -> torch.dtype:
-    return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
