@@ -1,5 +1,6 @@
 """Manifests: small immutable documents that say what a runnable model is."""
 
+from manifests.approvals import SignedApproval, draft_approval, find_approval, read_approval
 from manifests.audit import FitCheck, audit
 from manifests.audit_lines import AuditLine, AuditReport, Verdict
 from manifests.canonical import Json, JsonObject
@@ -8,10 +9,16 @@ from manifests.canonical import encode as canonical_bytes
 from manifests.canonical import parse as parse_canonical
 from manifests.document import Document
 from manifests.errors import (
+    ApprovalRefusedError,
+    BadSignatureError,
     BaseMismatchError,
     CorruptDocumentError,
     InvalidDocumentError,
+    InvalidKeyError,
     InvalidNameError,
+    KeyExistsError,
+    KeyLockedError,
+    KeyNotFoundError,
     LineageCycleError,
     LineageError,
     ManifestError,
@@ -19,6 +26,7 @@ from manifests.errors import (
     MissingParentError,
     NotCanonicalError,
     NotFoundError,
+    ProtectedRefError,
     RefConflictError,
     RefNotFoundError,
     RefusedError,
@@ -28,6 +36,7 @@ from manifests.errors import (
 from manifests.evidence import AdapterRecord, EvalReport, Interval, Score, TrainingConfig, TrainingRecord
 from manifests.fields import DigestField, ModuleName
 from manifests.finding import Difference, ManifestQuery, differences
+from manifests.items import Item, read_items, score_problem
 from manifests.kinds import KINDS, json_schema, load_any, read_any
 from manifests.parity import ParityCase, ParityReport
 from manifests.ref_names import is_ref_name
@@ -46,6 +55,12 @@ from manifests.schema import (
     Tripwire,
     TripwireStatus,
 )
+from manifests.signing.envelopes import Envelope, Judged, SignatureState, load_envelope, put_envelope, seal
+from manifests.signing.in_toto import Statement, approval_statement, eval_statement, manifest_statement
+from manifests.signing.keys import KeyStore, PublicKey, SigningKey
+from manifests.signing.notes import CheckpointNote, ledger_origin
+from manifests.signing.signatures import FoundSignature, signatures_of
+from manifests.signing.trust import Standing, TrustBook, TrustSpan, revoke_key, trust_key
 from manifests.statements import AcceptedRecord, Approval, Attestation, RejectedRecord, SourceGateReport
 from manifests.tensor_set import TensorEntry, tensor_set_digest
 from manifests.tripwires import TripwireMeasure, TripwirePolicy, TripwireReport, TripwireRule
@@ -59,23 +74,35 @@ __all__ = [
     "AdapterRecord",
     "AdapterUse",
     "Approval",
+    "ApprovalRefusedError",
     "Assembly",
     "Attestation",
     "AuditLine",
     "AuditReport",
+    "BadSignatureError",
     "BaseMismatchError",
+    "CheckpointNote",
     "CorruptDocumentError",
     "Difference",
     "DigestField",
     "Document",
+    "Envelope",
     "EvalReport",
     "EvalSummary",
     "FitCheck",
+    "FoundSignature",
     "Interval",
     "InvalidDocumentError",
+    "InvalidKeyError",
     "InvalidNameError",
+    "Item",
     "Json",
     "JsonObject",
+    "Judged",
+    "KeyExistsError",
+    "KeyLockedError",
+    "KeyNotFoundError",
+    "KeyStore",
     "LineageCycleError",
     "LineageError",
     "LineageStep",
@@ -89,6 +116,8 @@ __all__ = [
     "NotFoundError",
     "ParityCase",
     "ParityReport",
+    "ProtectedRefError",
+    "PublicKey",
     "Recipe",
     "RefConflictError",
     "RefEvent",
@@ -100,8 +129,13 @@ __all__ = [
     "RollbackRefusedError",
     "SchemaVersionError",
     "Score",
+    "SignatureState",
+    "SignedApproval",
+    "SigningKey",
     "Source",
     "SourceGateReport",
+    "Standing",
+    "Statement",
     "TensorEntry",
     "TrainingConfig",
     "TrainingRecord",
@@ -111,16 +145,33 @@ __all__ = [
     "TripwireReport",
     "TripwireRule",
     "TripwireStatus",
+    "TrustBook",
+    "TrustSpan",
     "Verdict",
+    "approval_statement",
     "audit",
     "canonical_bytes",
     "canonical_digest",
     "differences",
+    "draft_approval",
+    "eval_statement",
+    "find_approval",
     "is_ref_name",
     "json_schema",
     "judge_tripwire",
+    "ledger_origin",
     "load_any",
+    "load_envelope",
+    "manifest_statement",
     "parse_canonical",
+    "put_envelope",
     "read_any",
+    "read_approval",
+    "read_items",
+    "revoke_key",
+    "score_problem",
+    "seal",
+    "signatures_of",
     "tensor_set_digest",
+    "trust_key",
 ]

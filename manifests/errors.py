@@ -5,17 +5,24 @@ ManifestError (1)
 ├── InvalidDocumentError (7)     bytes or fields that break the rules of SPEC.md; mend the input
 │   ├── NotCanonicalError        the JSON is not in its RFC 8785 form, or holds what that form cannot
 │   ├── SchemaVersionError       a kind or version that this release does not know
-│   └── InvalidNameError         a ref name or label outside its grammar
+│   ├── InvalidNameError         a ref name or label outside its grammar
+│   └── InvalidKeyError          a key, key name or passphrase that cannot be used
 ├── NotFoundError (5)            nothing of that digest, prefix or name is here
 │   ├── RefNotFoundError
-│   └── MissingLinkError         a document names an object the archive does not hold
+│   ├── MissingLinkError         a document names an object the archive does not hold
+│   └── KeyNotFoundError         no key of that name or id
 ├── RefConflictError (8)         a compare-and-swap lost: read the ref again, then decide
+├── KeyExistsError (8)           a key of that name is there, and no key is ever overwritten
+├── BadSignatureError (1)        a signature that is not one, or not of these bytes
 ├── RefusedError (10)            the input is well formed and a rule forbids it
 │   ├── BaseMismatchError        two statements about one adapter's base disagree
 │   ├── LineageError             the adapter graph does not lead to one base
 │   │   ├── LineageCycleError
 │   │   └── MissingParentError
-│   └── RollbackRefusedError     there is nothing, or nothing sound, to go back to
+│   ├── RollbackRefusedError     there is nothing, or nothing sound, to go back to
+│   ├── ProtectedRefError        this ref moves only with an approval
+│   ├── ApprovalRefusedError     an approval that is void, spent, unsigned, or of something else
+│   └── KeyLockedError           the passphrase does not open the key
 └── CorruptDocumentError (6)     stored bytes are not what their digest says they are
 ```
 
@@ -52,6 +59,10 @@ class InvalidNameError(InvalidDocumentError):
     """A ref name outside its grammar."""
 
 
+class InvalidKeyError(InvalidDocumentError):
+    """Text or bytes that are no key, a name no key can have, or a passphrase that protects nothing."""
+
+
 class NotFoundError(ManifestError):
     """No object or name like the one asked for."""
 
@@ -66,10 +77,24 @@ class MissingLinkError(NotFoundError):
     """A document that names an object the archive does not hold in the kind it needs."""
 
 
+class KeyNotFoundError(NotFoundError):
+    """No key of that name or id here."""
+
+
 class RefConflictError(ManifestError):
     """The ref is not where the caller believed: somebody moved it first."""
 
     exit_code = 8
+
+
+class KeyExistsError(ManifestError):
+    """A key of that name is there already; keys are never overwritten."""
+
+    exit_code = 8
+
+
+class BadSignatureError(ManifestError):
+    """Something that is said to be signed by a key, and is not."""
 
 
 class RefusedError(ManifestError):
@@ -96,6 +121,18 @@ class MissingParentError(LineageError):
 
 class RollbackRefusedError(RefusedError):
     """No earlier target, or one that does not load and verify."""
+
+
+class ProtectedRefError(RefusedError):
+    """A protected ref was to be moved without an approval."""
+
+
+class ApprovalRefusedError(RefusedError):
+    """An approval that does not allow this move: void, spent, not validly signed, or given for something else."""
+
+
+class KeyLockedError(RefusedError):
+    """A private key that the passphrase does not open."""
 
 
 class CorruptDocumentError(ManifestError):

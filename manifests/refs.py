@@ -9,19 +9,26 @@ or digit, 128 characters in all; what could be read as a digest is not a name.
 the present one. A rollback is a move like any other, marked `rollback: true`, so rolling back a rollback undoes it:
 after A, B, C a first rollback gives B, a second gives C again. To go further back, name the target: `to=` accepts any
 earlier target of this ref, and any manifest that runs the bare frozen base of the present one.
+
+A **protected** ref, one that is served from, moves forward only with an approval (`promote`), and rolls back only to
+what was good: an earlier target whose tripwire is clear, or a bare frozen base. Going back needs no signature: whoever
+sees a model misbehave at night must not have to find a key first. Protection is never taken off again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from csf_store import Archive, CsfError, Digest, RefMove
+from manifests.approvals import approval_problem, find_approval, ledger_problem
 from manifests.errors import (
+    ApprovalRefusedError,
     InvalidNameError,
     ManifestError,
     NotFoundError,
+    ProtectedRefError,
     RefConflictError,
     RefNotFoundError,
     RollbackRefusedError,
@@ -41,6 +48,8 @@ class RefEvent:
     previous: Digest | None
     reason: str | None
     rollback: bool
+    approval: Digest | None = None
+    protects: bool = False
 
 
 class Refs:
@@ -57,6 +66,10 @@ class Refs:
         """Where a name points, or None when it points nowhere."""
         history = self.history(name)
         return history[-1].target if history else None
+
+    def is_protected(self, name: str) -> bool:
+        """Whether a name moves forward only with an approval."""
+        return any(event.protects for event in self.history(name))
 
     def get(self, name: str) -> Digest:
         """Where a name points.
@@ -99,6 +112,7 @@ class Refs:
             reason: a sentence for the ledger.
 
         Raises:
+            ProtectedRefError: when the ref moves only with an approval.
             RefConflictError: when the ref is not at `expected`.
             NotFoundError: when the target is not a manifest of this archive.
             InvalidDocumentError: when the target is no well-formed manifest.
@@ -108,34 +122,116 @@ class Refs:
             load_manifest(self._archive, target)
             with self._archive.ledger.locked() as tx:
                 history = self.history(name)
-                current = history[-1].target if history else None
-                if current != expected:
-                    raise RefConflictError(
-                        f"ref {name!r} is at {current or 'no manifest'}, not at {expected or 'no manifest'}: somebody"
-                        f" moved it first; look at `keystone ref log {name}` and decide again"
+                if self.is_protected(name):
+                    raise ProtectedRefError(
+                        f"ref {name!r} is protected: it moves with an approval, `keystone approve` and `keystone"
+                        " promote`; going back is `keystone rollback`"
                     )
+                current = self._expect(name, history, expected)
                 if current == target:
                     return history[-1]
                 tx.append("ref.set", **_fields(name, current, target, reason, {}))
         return self.history(name)[-1]
 
+    @staticmethod
+    def _expect(name: str, history: Sequence[RefEvent], expected: Digest | None) -> Digest | None:
+        current = history[-1].target if history else None
+        if current != expected:
+            raise RefConflictError(
+                f"ref {name!r} is at {current or 'no manifest'}, not at {expected or 'no manifest'}: somebody"
+                f" moved it first; look at `keystone ref log {name}` and decide again"
+            )
+        return current
+
+    def protect(self, name: str, *, reason: str | None = None) -> RefEvent:
+        """Let a name move only with an approval from now on, whether it points somewhere already or not."""
+        check_ref_name(name)
+        with self._archive.ledger.locked() as tx:
+            history = self.history(name)
+            if not self.is_protected(name):
+                current = history[-1].target if history else None
+                tx.append("ref.set", **_fields(name, current, current, reason, {"protected": True}))
+        return self.history(name)[-1]
+
+    def promote(self, name: str, target: Digest, *, approval: Digest, reason: str | None = None) -> RefEvent:
+        """Move a name forward with an approval, which is thereby spent.
+
+        Args:
+            name: the ref.
+            target: a manifest in this archive.
+            approval: the envelope in which the approval was signed.
+            reason: a sentence for the ledger.
+
+        Raises:
+            ApprovalRefusedError: naming why the approval does not allow this.
+            NotFoundError, InvalidDocumentError: when the target is no manifest of this archive.
+        """
+        check_ref_name(name)
+        archive = self._archive
+        with archive.keeping():
+            manifest = load_manifest(archive, target)
+            if manifest.tripwire.status == "tripped":
+                raise ApprovalRefusedError(f"the tripwire of {target} tripped; nobody can approve that")
+            with archive.ledger.locked() as tx:
+                found = find_approval(archive, approval)
+                moves = archive.ledger.ref(name)
+                problem = approval_problem(approval, found.approval, name, manifest, moves)
+                problem = problem or ledger_problem(archive, found.approval.ledger)
+                if problem is None and not found.counts:
+                    said = "; ".join(each.text for each in found.signatures) or "the ledger has not seen it"
+                    problem = f"no trusted key signed it: {said}"
+                if problem is not None:
+                    raise ApprovalRefusedError(f"approval {approval} does not move {name!r} to {target}: {problem}")
+                current = moves[-1].target if moves else None
+                tx.append("ref.set", **_fields(name, current, target, reason, {"approval": str(approval)}))
+        return self.history(name)[-1]
+
     def rollback_target(self, name: str) -> Digest:
         """Where a rollback of this ref would go: its newest earlier target that is not the present one.
 
+        On a protected ref, the newest of those that was good.
+
         Raises:
             RefNotFoundError: when the ref was never set.
-            RollbackRefusedError: when it never pointed anywhere else.
+            RollbackRefusedError: when it never pointed anywhere else, or nowhere good.
         """
         history = self.history(name)
         if not history:
             self.get(name)
         current = history[-1].target
-        for event in reversed(history):
-            if event.target is not None and event.target != current:
-                return event.target
+        earlier = [event.target for event in reversed(history) if event.target not in {None, current}]
+        protected = self.is_protected(name)
+        for target in dict.fromkeys(earlier):
+            if target is not None and not (protected and self.why_not_good(target)):
+                return target
+        if earlier:
+            raise RollbackRefusedError(
+                f"ref {name!r} is protected, and nothing it pointed at before was good: a clear tripwire, or a bare"
+                " base; give a manifest of the bare base with --to"
+            )
         raise RollbackRefusedError(
             f"ref {name!r} has only ever been at {current}: there is nothing to go back to; give a bare base with --to"
         )
+
+    def why_not_good(self, target: Digest) -> str | None:
+        """Why a manifest is no safe place to go back to, or None: a clear tripwire, or a bare frozen base."""
+        try:
+            manifest = load_manifest(self._archive, target)
+        except (CsfError, ManifestError) as error:
+            return str(error)
+        if not manifest.assembly.adapters:
+            return None
+        if manifest.tripwire.status != "clear":
+            return f"its tripwire is {manifest.tripwire.status}"
+        last = None
+        for entry in self._archive.ledger.entries():
+            if entry.event == "evidence" and entry.fields.get("kind") == "tripwire-report":
+                about = entry.fields.get("assembly"), entry.fields.get("recipe")
+                if about == (str(manifest.assembly.digest), str(manifest.tripwire.recipe)):
+                    last = entry
+        if last is not None and last.fields.get("status") == "tripped":
+            return f"its tripwire tripped later, with event {last.seq}"
+        return None
 
     def rollback(self, name: str, *, to: Digest | None = None, reason: str | None = None) -> RefEvent:
         """Move a ref back to its last target, or to `to`, in one step; see the rule at the top of this module.
@@ -146,14 +242,8 @@ class Refs:
             RefConflictError: when the ref moved while the target was being verified.
         """
         history = self.history(name)
-        target = self.rollback_target(name) if to is None else to
-        if not history:
-            self.get(name)
+        target = self._back_to(name, history, to)
         current = history[-1].target
-        if target == current:
-            raise RollbackRefusedError(f"ref {name!r} is at {target} already; name another target")
-        if to is not None and to not in {event.target for event in history}:
-            self._check_bare_base(name, to, current)
         with self._archive.keeping():
             self.check_sound(target)
             with self._archive.ledger.locked() as tx:
@@ -164,6 +254,25 @@ class Refs:
                     )
                 tx.append("ref.set", **_fields(name, current, target, reason, {"rollback": True}))
         return self.history(name)[-1]
+
+    def rehearse(self, name: str, *, to: Digest | None = None) -> Digest:
+        """Where a rollback would go, with every byte of it verified; nothing moves. Raises what `rollback` raises."""
+        target = self._back_to(name, self.history(name), to)
+        self.check_sound(target)
+        return target
+
+    def _back_to(self, name: str, history: Sequence[RefEvent], to: Digest | None) -> Digest:
+        target = self.rollback_target(name) if to is None else to
+        if not history:
+            self.get(name)
+        current = history[-1].target
+        if target == current:
+            raise RollbackRefusedError(f"ref {name!r} is at {target} already; name another target")
+        if to is not None and to not in {event.target for event in history}:
+            self._check_bare_base(name, to, current)
+        if to is not None and self.is_protected(name) and (why := self.why_not_good(to)):
+            raise RollbackRefusedError(f"ref {name!r} is protected and does not go back to {to}: {why}")
+        return target
 
     def check_sound(self, target: Digest) -> None:
         """Prove that a manifest loads and that every object it stands on hashes to its address.
@@ -201,7 +310,7 @@ class Refs:
 
 
 def _event(name: str, move: RefMove) -> RefEvent:
-    previous, reason = move.fields.get("from"), move.fields.get("reason")
+    previous, reason, approval = (move.fields.get(field) for field in ("from", "reason", "approval"))
     return RefEvent(
         name=name,
         seq=move.seq,
@@ -210,16 +319,18 @@ def _event(name: str, move: RefMove) -> RefEvent:
         previous=Digest.parse(previous) if isinstance(previous, str) else None,
         reason=reason if isinstance(reason, str) else None,
         rollback=move.fields.get("rollback") is True,
+        approval=Digest.parse(approval) if isinstance(approval, str) else None,
+        protects=move.fields.get("protected") is True,
     )
 
 
 def _fields(
-    name: str, current: Digest | None, target: Digest, reason: str | None, marks: Mapping[str, bool]
+    name: str, current: Digest | None, target: Digest | None, reason: str | None, marks: Mapping[str, bool | str]
 ) -> dict[str, str | bool | None]:
     fields: dict[str, str | bool | None] = {
         "ref": name,
         "from": str(current) if current is not None else None,
-        "to": str(target),
+        "to": str(target) if target is not None else None,
         **marks,
     }
     if reason:

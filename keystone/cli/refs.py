@@ -1,10 +1,12 @@
-"""`keystone ref` and `keystone rollback`: names that move, each move an event of the ledger."""
+"""`keystone ref`, `approve`, `promote` and `rollback`: names that move, each move an event of the ledger."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from csf_store import Session, Value, json_option, pass_session
+from keystone.cli.keys import passphrase_options, unlock
 
 if TYPE_CHECKING:
     from manifests import RefEvent
@@ -36,6 +38,51 @@ def set_ref(session: Session, *, name: str, target: str, expect: str | None, rea
         digest = repository.resolve(target)
         expected = repository.resolve(expect) if expect else repository.refs.find(name)
         _print(session, repository.refs.set(name, digest, expected=expected, reason=reason))
+
+
+@ref_command.command("at")
+@click.argument("name")
+@click.option("--time", "moment", required=True, metavar="TIME", help="RFC 3339 with its zone: 2026-01-31T12:00:00Z.")
+@json_option
+@pass_session
+def at(session: Session, *, name: str, moment: str) -> None:
+    """Where NAME pointed at a moment in the past.
+
+    \b
+    Example:
+      keystone ref at prod --time 2026-01-31T12:00:00Z
+    """  # noqa: D301 - \b is for click
+    from datetime import datetime  # noqa: PLC0415 - with the others
+
+    from manifests import Repository  # noqa: PLC0415 - see set
+
+    try:
+        time = datetime.fromisoformat(moment)
+    except ValueError:
+        raise click.UsageError(f"{moment!r} is not a time; write 2026-01-31T12:00:00Z") from None
+    with session.open() as archive:
+        target = Repository(archive).refs.at(name, time)
+    session.item({"ref": name, "time": time.isoformat(), "manifest": str(target)}, str(target))
+
+
+@ref_command.command("protect")
+@click.argument("name")
+@click.option("--reason", help="A sentence for the ledger.")
+@json_option
+@pass_session
+def protect(session: Session, *, name: str, reason: str | None) -> None:
+    """Let NAME move only with an approval from now on. It need not point anywhere yet.
+
+    There is no way back: a ref that is served from should stay protected. Rolling back needs no approval.
+
+    \b
+    Example:
+      keystone ref protect prod --reason "customers are served from here"
+    """  # noqa: D301 - \b is for click
+    from manifests import Repository  # noqa: PLC0415 - see set
+
+    with session.open() as archive:
+        _print(session, Repository(archive).refs.protect(name, reason=reason))
 
 
 @ref_command.command("log")
@@ -73,8 +120,74 @@ def list_refs(session: Session) -> None:
     with session.open() as archive:
         refs = Repository(archive).refs
         for name in refs.names():
-            target = refs.find(name)
-            session.item({"ref": name, "manifest": str(target) if target else None}, f"{name:<20}  {target or '-'}")
+            target, protected = refs.find(name), refs.is_protected(name)
+            fields: dict[str, Value] = {"ref": name, "manifest": str(target), "protected": protected}
+            session.item(fields, f"{name:<20}  {target}{'  protected' if protected else ''}")
+
+
+@click.command("approve")
+@click.argument("name", metavar="REF")
+@click.argument("target", metavar="MANIFEST|REF")
+@click.option("--key", required=True, help="Who signs: a key of `keystone key list`.")
+@click.option("--note", default="", help="Why; part of what is signed.")
+@passphrase_options
+@json_option
+@pass_session
+def approve_command(
+    session: Session, *, name: str, target: str, key: str, note: str, keys: Path | None, passphrase_file: Path | None
+) -> None:
+    """Sign that a manifest may take over a ref, as things stand now.
+
+    What is signed: the ref, assembly and recipe, the manifest the ref holds, every report and policy, and how long the
+    ledger is. The approval is good for one promotion, and void as soon as the ref moves.
+
+    \b
+    Example:
+      keystone approve prod b3:1a2b3c4d --key alice --note "better, and nothing lost"
+    """  # noqa: D301 - \b is for click
+    from manifests import Repository, approval_statement, draft_approval, put_envelope, seal  # noqa: PLC0415 - see set
+
+    with session.open() as archive:
+        repository = Repository(archive)
+        digest = repository.resolve(target)
+        incumbent = repository.refs.find(name)
+        approval = draft_approval(archive, name, repository.load(digest), incumbent=incumbent, note=note)
+        signing = unlock(keys, key, passphrase_file)
+        envelope = put_envelope(archive, seal(approval_statement(approval), signing))
+    fields: dict[str, Value] = {
+        "approval": str(envelope),
+        "ref": name,
+        "manifest": str(digest),
+        "incumbent": str(incumbent) if incumbent else None,
+        "reports": [str(report) for report in approval.reports],
+        "key": str(signing.public.id),
+    }
+    text = f"{envelope}  {key} approves {digest.short} for {name}, in place of {incumbent.short if incumbent else '-'}"
+    session.item(fields, f"{text}\nnext: keystone promote {name} {digest.short} --approval {envelope.short}")
+
+
+@click.command("promote")
+@click.argument("name", metavar="REF")
+@click.argument("target", metavar="MANIFEST|REF")
+@click.option("--approval", required=True, metavar="DIGEST", help="The approval, as `keystone approve` printed it.")
+@click.option("--reason", help="A sentence for the ledger.")
+@json_option
+@pass_session
+def promote_command(session: Session, *, name: str, target: str, approval: str, reason: str | None) -> None:
+    """Move a ref forward with an approval, which is thereby spent.
+
+    \b
+    Example:
+      keystone promote prod b3:1a2b3c4d --approval b3:5e6f7a8b
+    """  # noqa: D301 - \b is for click
+    from csf_store import Kind  # noqa: PLC0415 - see set
+    from manifests import Repository  # noqa: PLC0415
+
+    with session.open() as archive:
+        repository = Repository(archive)
+        envelope = archive.resolve(approval, kind=Kind.RECORD)
+        digest = repository.resolve(target)
+        _print(session, repository.refs.promote(name, digest, approval=envelope, reason=reason))
 
 
 @click.command("rollback")
@@ -90,6 +203,7 @@ def rollback_command(session: Session, *, name: str, to: str | None, reason: str
     """Move a ref back to its last good manifest, in one step.
 
     The target is verified down to its last byte first. A rollback is an event like any other, and can be rolled back.
+    A protected ref goes back only to what was good: a clear tripwire, or a bare base. No approval is needed for that.
 
     \b
     Examples:
@@ -102,8 +216,7 @@ def rollback_command(session: Session, *, name: str, to: str | None, reason: str
         repository = Repository(archive)
         target = repository.resolve(to) if to else None
         if dry_run:
-            chosen = target or repository.refs.rollback_target(name)
-            repository.refs.check_sound(chosen)
+            chosen = repository.refs.rehearse(name, to=target)
             fields: dict[str, Value] = {"ref": name, "manifest": str(chosen), "dry_run": True}
             session.item(fields, f"{name} would go back to {chosen}; every byte of it verifies")
             return
@@ -111,7 +224,7 @@ def rollback_command(session: Session, *, name: str, to: str | None, reason: str
 
 
 def _print(session: Session, event: "RefEvent") -> None:
-    verb = "rolled back to" if event.rollback else "->"
+    verb = "rolled back to" if event.rollback else "protected at" if event.protects else "->"
     session.item(
         {
             "ref": event.name,
@@ -120,6 +233,8 @@ def _print(session: Session, event: "RefEvent") -> None:
             "manifest": str(event.target) if event.target else None,
             "previous": str(event.previous) if event.previous else None,
             "rollback": event.rollback,
+            "approval": str(event.approval) if event.approval else None,
+            "protects": event.protects,
             "reason": event.reason,
         },
         f"{event.time:%Y-%m-%d %H:%M:%S}  {event.name} {verb} {event.target or 'nothing'}"

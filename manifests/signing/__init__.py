@@ -1,0 +1,1 @@
+"""Signatures: operator keys, what they signed, and who was trusted when."""
