@@ -14,7 +14,13 @@ COMMANDS = {
     "adapter": ("adapter", "Add and show PEFT adapters."),
     "manifest": ("manifest", "Create, show, compare and find manifests."),
     "ref": ("refs", "Names for manifests, and their history."),
+    "approve": ("refs", "Sign that a manifest may take over a ref."),
+    "promote": ("refs", "Move a ref forward with an approval."),
     "rollback": ("refs", "Move a ref back to its last good manifest, in one step."),
+    "key": ("keys", "Operator keys: make, trust, revoke."),
+    "sign": ("keys", "Sign a manifest or an eval report."),
+    "verify-signature": ("keys", "Say what every signature on something is worth."),
+    "checkpoint": ("keys", "Signed checkpoints of the ledger."),
     "audit": ("auditing", "Re-hash everything a manifest stands on, and say what is proven."),
 }
 
