@@ -50,11 +50,13 @@ class Choices:
         licence: an SPDX expression that goes before what the files say.
         dtype: the safetensors code to store weights in; None keeps a directory's own, and means bf16 for GGUF.
         ignored: fields of the configuration declared harmless.
+        tokenizer: a directory to take the tokenizer from; None takes the source's own.
     """
 
     licence: str | None = None
     dtype: str | None = None
     ignored: tuple[str, ...] = ()
+    tokenizer: Path | None = None
 
 
 def read_directory(directory: Path, choices: Choices, *, origin: Callable[[Card], Origin] | None = None) -> Checkpoint:
@@ -93,7 +95,7 @@ def read_directory(directory: Path, choices: Choices, *, origin: Callable[[Card]
         tensors=tensors,
         files={name: files[name] for name in shards},
         rename=our_name,
-        tokenizer={name: _small(files, name) for name in TOKENIZER if name in files},
+        tokenizer=tokenizer_files(directory if choices.tokenizer is None else choices.tokenizer),
         origin=_with_facts((origin or _directory_origin(directory))(card), card, choices, _licence_text(files), layout),
         notes=(*notes, *_left_out(directory, files, used)),
         headless=not shards,
@@ -102,16 +104,13 @@ def read_directory(directory: Path, choices: Choices, *, origin: Callable[[Card]
 
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
-    """The tokenizer's files of a directory.
+    """The tokenizer's files of a directory, by name; it may have none.
 
     Raises:
-        InvalidInputError: it has none, or they are links.
+        InvalidInputError: they are links.
     """
     files = _list(directory)
-    found = {name: _small(files, name) for name in TOKENIZER if name in files}
-    if not found:
-        raise InvalidInputError(f"{directory.name} holds no tokenizer file; {TOKENIZER[0]} is one")
-    return found
+    return {name: _small(files, name) for name in TOKENIZER if name in files}
 
 
 def _configuration(

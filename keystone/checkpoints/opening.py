@@ -1,4 +1,4 @@
-"""From what a person typed to a checkpoint: a directory, or a repository on a hub."""
+"""From what a person typed to a checkpoint: a directory, a GGUF file, or a repository on a hub."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,11 @@ def open_source(text: str, choices: Choices) -> Checkpoint:
     path = Path(text)
     if path.is_dir():
         return read_directory(path, choices)
-    raise InvalidInputError(f"{path.name} is no source: a checkpoint directory or hf://org/name is one")
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from keystone.checkpoints.gguf_file import read_gguf  # noqa: PLC0415 - only for GGUF files
+
+        return read_gguf(path, choices)
+    raise InvalidInputError(f"{path.name} is no source: a checkpoint directory, a .gguf file or hf://org/name is one")
 
 
 def suggested_ref(text: str) -> str:

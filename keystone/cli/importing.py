@@ -95,17 +95,12 @@ def _import_nano(session: Session, name: str) -> None:
 def _plan(
     source: str, *, licence: str | None, dtype: str | None, tokenizer: Path | None, ignored: tuple[str, ...]
 ) -> "Plan":
-    from dataclasses import replace  # noqa: PLC0415 - with the next
-
-    from keystone.checkpoints.huggingface import Choices, tokenizer_files  # noqa: PLC0415 - torch
+    from keystone.checkpoints.huggingface import Choices  # noqa: PLC0415 - torch
     from keystone.checkpoints.importing import plan_import  # noqa: PLC0415
     from keystone.checkpoints.opening import open_source  # noqa: PLC0415
 
-    choices = Choices(licence=licence, dtype=DTYPES[dtype] if dtype else None, ignored=ignored)
-    checkpoint = open_source(source, choices)
-    if tokenizer is not None:
-        checkpoint = replace(checkpoint, tokenizer=tokenizer_files(tokenizer))
-    return plan_import(checkpoint)
+    code = DTYPES[dtype] if dtype else None
+    return plan_import(open_source(source, Choices(licence, code, ignored, tokenizer)))
 
 
 def _report(session: Session, plan: "Plan", *, verbose: bool) -> None:
