@@ -10,6 +10,7 @@ COMMANDS = {
     "quickstart": ("quickstart", "The whole story in two minutes, on the embedded base."),
     "load": ("loading", "Assemble, verify and quantize a manifest, and let it answer."),
     "import": ("importing", "Bring a base into the archive."),
+    "parity": ("parity", "Compare our forward pass with the vendor's engine."),
     "export": ("exporting", "Write a manifest as a directory that other software loads."),
     "adapter": ("adapter", "Add and show PEFT adapters."),
     "manifest": ("manifest", "Create, show, compare and find manifests."),
