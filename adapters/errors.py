@@ -13,6 +13,10 @@ AdapterError (1)
 │   └── ShapeMismatchError        a tensor of the wrong shape; both shapes are named
 ├── TrainingRefusedError (10)     a training record that does not belong to this adapter and base
 ├── BaseChangedError (10)         the frozen base came out of training changed; the tensor is named
+├── InvalidPolicyError (7)        a test or gate asked to run by rules that make no sense; fix the policy
+├── InvalidEvidenceError (7)      results that do not belong together or are not complete; evaluate again
+├── HoldoutError (10)             a draw that was used before, or not committed to; commit to and draw a fresh one
+├── SourceRefusedError (10)       records that may not train; each is named with its reason
 └── TrainingFailedError (1)       no usable adapter came out, a loss that is not a number for instance
 ```
 """
@@ -86,3 +90,27 @@ class BaseChangedError(AdapterError):
 
 class TrainingFailedError(AdapterError):
     """Training that cannot start or cannot go on."""
+
+
+class InvalidPolicyError(AdapterError):
+    """Rules that cannot be followed: a level outside (0, 1), a design without items, looks that are used up."""
+
+    exit_code = 7
+
+
+class InvalidEvidenceError(AdapterError):
+    """Results that cannot be compared: missing items, other items, values that are not numbers."""
+
+    exit_code = 7
+
+
+class HoldoutError(AdapterError):
+    """A hold-out draw that may not decide: consumed before, never committed to, or not what was committed."""
+
+    exit_code = 10
+
+
+class SourceRefusedError(AdapterError):
+    """A training set with records that the source gate does not let in."""
+
+    exit_code = 10
