@@ -10,7 +10,7 @@ from pathlib import Path
 from csf_store import Digest
 from manifests import canonical_digest
 
-SOURCES = ("cache.py", "configuration.py", "modeling.py")
+SOURCES = ("attention.py", "cache.py", "configuration.py", "layout.py", "modeling.py", "state.py")
 
 
 @cache

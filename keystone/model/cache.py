@@ -1,17 +1,20 @@
-"""The state of a batch of sequences between two forward calls, and what padding means for it.
+"""The state of a batch of sequences between two forward calls.
 
-`KeystoneCache` holds exactly what `plt.md` names: the loop-0 keys and values of every layer (global, growing), the
-last `W - 1` keys and values of every layer for each later loop (windows), and one saved hidden row per loop but the
-last. `TokenLayout` answers, for one call, which slots hold real tokens, where each token stands in its own sequence,
-and which row precedes it. Slots and positions differ as soon as a batch is padded: a slot is a column of the batch,
-a position counts only a sequence's own real tokens. Windows, shifts and rotary angles follow positions, so padding on
-either side, or in the middle after a chunked prefill of unequal prompts, never leaks into a result.
+`KeystoneCache` holds exactly what the Parallel Loop Transformer needs to go on: the loop-0 keys and values of every
+layer (global, growing), a ring of the last `W` keys and values of every layer for each later loop, and one saved
+hidden row for each loop but the last. Sequences of unequal length share a batch: each keeps its keys by its own
+positions, and padding takes no room. They may join (`merge`), leave (`remove`) and branch (`fork`) between two calls.
 
-Shapes: B sequences, T tokens of this call, S slots in all, K key/value heads, D head size, H hidden size.
+Rings and saved rows of an earlier moment are gone, so a cache cannot be cut back to any length. It can be cut back to
+a `snapshot`, which keeps a copy of them; the global keys need none, they only grow.
+
+Shapes: B sequences, T tokens of this call, K key/value heads, D head size, H hidden size, r = R - 1 loops after the
+first.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,217 +22,237 @@ from transformers.cache_utils import Cache
 
 from keystone.errors import InvalidInputError
 from keystone.model.configuration import KeystoneConfig
+from keystone.model.layout import TokenLayout
+from keystone.model.state import KeysValues, LayerState, with_room
+
+
+def cache_bytes(config: KeystoneConfig, tokens: int, dtype: torch.dtype = torch.bfloat16, *, sequences: int = 1) -> int:
+    """Bytes of state that sequences of so many tokens need: a part for each token, and a constant one.
+
+    Args:
+        config: the model's.
+        tokens: of each sequence.
+        dtype: of the cached numbers.
+        sequences: how many.
+    """
+    key_value = 2 * (config.num_key_value_heads or 0) * (config.head_dim or 0)
+    later = config.plt_num_loops - 1
+    numbers = config.num_hidden_layers * key_value * (tokens + later * config.window_keys) + later * config.hidden_size
+    return sequences * numbers * dtype.itemsize
 
 
 @dataclass(frozen=True)
-class TokenLayout:
-    """Where the tokens of one forward call stand.
+class Snapshot:
+    """What of a moment cannot be had back otherwise: rings, saved rows and lengths."""
 
-    Attributes:
-        start: slots already in the cache.
-        tokens: T.
-        positions_BT: each token's position among its sequence's real tokens; a pad repeats its predecessor's.
-        real_BS: which slots hold real tokens, the earlier ones included; None when no slot was ever padded.
-    """
+    lengths: tuple[int, ...]
+    rings: tuple[KeysValues | None, ...]
+    saved_BrH: Tensor | None
 
-    start: int
-    tokens: int
-    positions_BT: Tensor
-    real_BS: Tensor | None
-
-    @classmethod
-    def of(cls, attention_mask: Tensor | None, cache: "KeystoneCache | None", embeds_BTH: Tensor) -> "TokenLayout":
-        """Lay out one call from its attention mask and what the cache already holds.
-
-        Args:
-            attention_mask: `[B, S]` over all slots, or `[B, T]` over the new ones; non-zero marks a real token.
-                None means every new token is real.
-            cache: the sequences' state, or None for a call that stands alone.
-            embeds_BTH: the call's embeddings, for its shape and device.
-
-        Raises:
-            InvalidInputError: the mask has neither width.
-        """
-        batch, tokens = embeds_BTH.shape[:2]
-        device = embeds_BTH.device
-        start = cache.seen if cache is not None else 0
-        past_real = cache.real_BS if cache is not None else None
-        counted = cache.counts_B if cache is not None and cache.counts_B is not None else None
-        widths = (tokens, start + tokens)
-        if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] not in widths):
-            raise InvalidInputError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; expected [{batch}, {start + tokens}] "
-                f"({start} cached slots and {tokens} new ones)"
-            )
-        new_real = None if attention_mask is None else attention_mask[:, -tokens:].to(device=device, dtype=torch.bool)
-        if past_real is None and (new_real is None or bool(new_real.all())):
-            positions = torch.arange(start, start + tokens, device=device)[None].expand(batch, -1)
-            return cls(start, tokens, positions, None)
-        if new_real is None:
-            new_real = torch.ones(batch, tokens, dtype=torch.bool, device=device)
-        if past_real is None:
-            past_real = torch.ones(batch, start, dtype=torch.bool, device=device)
-        before = past_real.sum(1) if counted is None else counted
-        positions = (before[:, None] + new_real.cumsum(1) - 1).clamp_min(0)
-        return cls(start, tokens, positions, torch.cat([past_real, new_real], dim=1))
-
-    @property
-    def new_real_BT(self) -> Tensor | None:
-        """Which of the new slots hold real tokens; None when all do."""
-        return None if self.real_BS is None else self.real_BS[:, self.start :]
-
-    def last_real_BT(self) -> Tensor:
-        """For each new slot, the index within this call of the last real token up to it; -1 where there is none."""
-        real_BT = self.new_real_BT
-        slots_T = torch.arange(self.tokens, device=self.positions_BT.device)
-        if real_BT is None:
-            return slots_T[None].expand_as(self.positions_BT)
-        return torch.where(real_BT, slots_T, -1).cummax(dim=1).values
-
-    def shift(self, rows_BTH: Tensor, saved_BH: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Move each row to the next real token of its sequence.
-
-        Args:
-            rows_BTH: a loop's output.
-            saved_BH: the row of each sequence's last real token before this call; None means there was none (zeros).
-
-        Returns:
-            The shifted rows, `[B, T, H]`, and the row to save for the next call, `[B, H]`.
-        """
-        first_BH = rows_BTH.new_zeros(rows_BTH.shape[0], rows_BTH.shape[2]) if saved_BH is None else saved_BH
-        rows_BtH = torch.cat([first_BH[:, None], rows_BTH], dim=1)
-        if self.real_BS is None:
-            return rows_BtH[:, :-1], rows_BtH[:, -1]
-        last_BT = self.last_real_BT() + 1
-        before_BT = torch.cat([torch.zeros_like(last_BT[:, :1]), last_BT[:, :-1]], dim=1)
-        picked = torch.cat([before_BT, last_BT[:, -1:]], dim=1)[..., None].expand(-1, -1, rows_BTH.shape[2])
-        rows = rows_BtH.gather(1, picked)
-        return rows[:, :-1], rows[:, -1]
-
-    def carry(self, rows_BTH: Tensor) -> Tensor:
-        """Let each padded slot show its sequence's last real row, so that the last column speaks for every sequence."""
-        if self.real_BS is None:
-            return rows_BTH
-        last_BT = self.last_real_BT()
-        slots_T = torch.arange(self.tokens, device=last_BT.device)
-        index = torch.where(last_BT < 0, slots_T, last_BT)[..., None].expand_as(rows_BTH)
-        return rows_BTH.gather(1, index)
-
-    def global_mask(self) -> Tensor | None:
-        """`[B or 1, 1, T, S]`, true where a query may look; None where plain causal attention says the same."""
-        if self.real_BS is None and (self.start == 0 or self.tokens == 1):
-            return None
-        device = self.positions_BT.device
-        queries_T = torch.arange(self.start, self.start + self.tokens, device=device)
-        keys_S = torch.arange(self.start + self.tokens, device=device)
-        causal_TS = keys_S[None] <= queries_T[:, None]
-        if self.real_BS is None:
-            return causal_TS[None, None]
-        # A query always sees itself: a padded one would otherwise see nothing, and NaN would spread from it.
-        itself_TS = keys_S[None] == queries_T[:, None]
-        return (causal_TS & self.real_BS[:, None, None, :]) | itself_TS
-
-    def window_mask(self, cached_positions_BP: Tensor | None, window: int) -> Tensor | None:
-        """The same for a local branch over `P` cached window keys followed by the T new ones: `[B or 1, 1, T, P + T]`.
-
-        Args:
-            cached_positions_BP: positions of the cached window keys, -1 for an empty place.
-            window: `W`, the token itself included.
-        """
-        cached = 0 if cached_positions_BP is None else cached_positions_BP.shape[1]
-        if self.real_BS is None and cached + self.tokens <= window and (cached == 0 or self.tokens == 1):
-            return None
-        keys_BP = self.key_positions(cached_positions_BP)
-        queries_BT = self.positions_BT
-        if self.real_BS is None:
-            keys_BP, queries_BT = keys_BP[:1], queries_BT[:1]
-        distance = queries_BT[:, :, None] - keys_BP[:, None, :]
-        mask_BTP = (distance >= 0) & (distance < window) & (keys_BP >= 0)[:, None, :]
-        if self.real_BS is not None:
-            slots_T = torch.arange(self.tokens, device=mask_BTP.device)
-            mask_BTP[:, slots_T, cached + slots_T] = True
-        return mask_BTP[:, None]
-
-    def key_positions(self, cached_positions_BP: Tensor | None) -> Tensor:
-        """Positions of the window keys of this call, cached ones first; -1 marks a pad or an empty place."""
-        real_BT = self.new_real_BT
-        new_BT = self.positions_BT if real_BT is None else torch.where(real_BT, self.positions_BT, -1)
-        return new_BT if cached_positions_BP is None else torch.cat([cached_positions_BP, new_BT], dim=1)
+    def map(self, change: Callable[[Tensor], Tensor], lengths: tuple[int, ...]) -> "Snapshot":
+        """The same with every tensor changed."""
+        rings = tuple(None if pair is None else (change(pair[0]), change(pair[1])) for pair in self.rings)
+        return Snapshot(lengths, rings, None if self.saved_BrH is None else change(self.saved_BrH))
 
 
 class KeystoneCache(Cache):
-    """Loop-0 keys and values, windows of the later loops, and the saved rows, for a batch of sequences.
+    """Loop-0 keys and values, rings of the later loops, and the saved rows, for a batch of sequences.
 
-    Virtual layer `loop * L + layer` is the index under which a loop's layer keeps its keys and values.
+    Args:
+        config: the model's.
+        reserve: tokens to make room for at once; the cache grows beyond them when it must.
+        block: keep a snapshot whenever the sequences' length reaches a multiple of so many tokens. Only a batch of
+            sequences of one length has such moments; start each sequence alone and `merge` them afterwards.
     """
 
-    def __init__(self, config: KeystoneConfig) -> None:
+    def __init__(self, config: KeystoneConfig, *, reserve: int = 0, block: int | None = None) -> None:
         super().__init__(layers=[])
-        self.loops = config.plt_num_loops
-        self.physical_layers = config.num_hidden_layers
-        self.window = config.window_keys
-        self._clear()
+        if block is not None and block < 1:
+            raise InvalidInputError(f"block is {block}; a snapshot every so many tokens needs at least 1")
+        self.config = config
+        self.reserve = reserve
+        self.block = block
+        self.reset()
 
-    def _clear(self) -> None:
+    def reset(self) -> None:
+        """Forget everything."""
         self.seen = 0
-        self.real_BS: Tensor | None = None
-        self.counts_B: Tensor | None = None
-        self.window_positions_BP: Tensor | None = None
-        self.saved_BH: list[Tensor | None] = [None] * (self.loops - 1)
-        self.keys_values: list[tuple[Tensor, Tensor] | None] = [None] * (self.loops * self.physical_layers)
-        self._kept_BP: Tensor | None = None
+        self.lengths: tuple[int, ...] = ()
+        self.lengths_B: Tensor | None = None
+        self.saved_BrH: Tensor | None = None
+        self.states: list[LayerState | None] = [None] * self.config.num_hidden_layers
+        self._snapshots: dict[int, Snapshot] = {}
 
-    def extend(self, key_BKTD: Tensor, value_BKTD: Tensor, virtual_layer: int) -> tuple[Tensor, Tensor]:
-        """Add this call's keys and values to a virtual layer.
+    # Within a forward call.
 
-        Returns:
-            The keys and values to attend to: all of them in loop 0, the window's and the new ones in later loops.
+    def begin(self) -> None:
+        """Make ready for a call: what was made in inference mode cannot be written to outside of it."""
+        first = self.states[0]
+        if first is not None and first.kept[0].is_inference() and not torch.is_inference_mode_enabled():
+            self._change(torch.clone)
+
+    def layer(self, index: int, like_BKTD: Tensor) -> LayerState:
+        """A physical layer's keys and values; made on first sight, for keys like these."""
+        state = self.states[index]
+        if state is None:
+            room = max(like_BKTD.shape[2], self.reserve)
+            state = LayerState.empty(like_BKTD, room, self.config.window_keys, self.config.plt_num_loops - 1)
+            self.states[index] = state
+        return state
+
+    def end(self, layout: TokenLayout, saved_BrH: Tensor | None) -> None:
+        """Count a call's tokens, once all layers hold them."""
+        self.seen += layout.columns
+        self.saved_BrH = saved_BrH
+        self._set_lengths(tuple(past + count for past, count in zip(layout.past, layout.counts, strict=True)), layout)
+        if self.block is not None and self.lengths_B is None and self.lengths[0] % self.block == 0:
+            self.snapshot()
+
+    def _set_lengths(self, lengths: tuple[int, ...], layout: TokenLayout | None = None) -> None:
+        self.lengths = lengths
+        if not lengths or lengths.count(lengths[0]) == len(lengths):
+            self.lengths_B = None
+        elif layout is not None and layout.past_B is not None and layout.order_BT is None:
+            self.lengths_B = layout.past_B + layout.tokens  # on the device already: nothing is sent there
+        else:
+            self.lengths_B = torch.tensor(lengths, device=self._device())
+
+    def _device(self) -> torch.device | None:
+        first = self.states[0]
+        return None if first is None else first.kept[0].device
+
+    # Going back.
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The columns seen at each snapshot, ascending: where `crop` can go."""
+        return tuple(sorted(self._snapshots))
+
+    def snapshot(self) -> int:
+        """Keep what it takes to come back to this moment; returns the columns seen so far, its name for `crop`.
+
+        Costs the constant part of `cache_bytes` for each snapshot.
         """
-        held = self.keys_values[virtual_layer]
-        if held is not None:
-            key_BKTD = torch.cat([held[0], key_BKTD], dim=2)
-            value_BKTD = torch.cat([held[1], value_BKTD], dim=2)
-        if virtual_layer < self.physical_layers:
-            self.keys_values[virtual_layer] = (key_BKTD, value_BKTD)
-        else:
-            self.keys_values[virtual_layer] = (self._keep_window(key_BKTD), self._keep_window(value_BKTD))
-        return key_BKTD, value_BKTD
+        rings = tuple(
+            None if state is None or state.rings is None else (state.rings[0].clone(), state.rings[1].clone())
+            for state in self.states
+        )
+        self._snapshots[self.seen] = Snapshot(self.lengths, rings, self.saved_BrH)
+        return self.seen
 
-    def begin(self, layout: TokenLayout) -> None:
-        """Decide, once for all layers, which window keys outlive this call."""
-        positions_BP = layout.key_positions(self.window_positions_BP)
-        kept = min(self.window - 1, positions_BP.shape[1])
-        if layout.real_BS is None:
-            self._kept_BP = None
-            self.window_positions_BP = positions_BP[:, positions_BP.shape[1] - kept :]
-        else:
-            # A stable sort brings pads to the front and leaves real keys in order; the last ones are the window.
-            order_BP = (positions_BP >= 0).to(torch.uint8).argsort(dim=1, stable=True)
-            self._kept_BP = order_BP[:, positions_BP.shape[1] - kept :]
-            self.window_positions_BP = positions_BP.gather(1, self._kept_BP)
-        self.seen = layout.start + layout.tokens
-        self.real_BS = layout.real_BS
-        self.counts_B = None if layout.real_BS is None else layout.real_BS.sum(1)
+    def crop(self, length: int) -> None:
+        """Go back to an earlier moment: to a snapshot, or to the empty beginning.
 
-    def _keep_window(self, states_BKPD: Tensor) -> Tensor:
-        if self._kept_BP is None:
-            kept = min(self.window - 1, states_BKPD.shape[2])
-            view_BKPD = states_BKPD[:, :, states_BKPD.shape[2] - kept :]
-            # A view would keep a whole prompt's keys alive behind a window of a few.
-            return view_BKPD.clone() if states_BKPD.shape[2] > 2 * self.window else view_BKPD
-        index = self._kept_BP[:, None, :, None].expand(-1, states_BKPD.shape[1], -1, states_BKPD.shape[3])
-        return states_BKPD.gather(2, index)
+        Args:
+            length: the columns to keep; a negative number says how many to drop, and 0 drops none, as transformers'
+                caches understand it (`reset` forgets everything).
+
+        Raises:
+            InvalidInputError: there is no snapshot of that length; the message names the nearest one before it.
+        """
+        target = self.seen + length if length <= 0 else length
+        if target == self.seen:
+            return
+        if target == 0:
+            self.reset()
+            return
+        if target not in self._snapshots:
+            raise InvalidInputError(
+                f"a loop cache of {self.seen} columns cannot be cropped to {target}: its windows and saved rows are "
+                f"gone. The nearest snapshot before it is at {self.nearest(target)} (0 is the empty beginning): crop "
+                "there and run the rest again, or let the model do both with `rewind`"
+            )
+        held = self._snapshots[target]
+        for state, rings in zip(self.states, held.rings, strict=True):
+            if state is not None and rings is not None:
+                state.rings = (rings[0].clone(), rings[1].clone())
+        self.saved_BrH = held.saved_BrH
+        self.seen = target
+        self._set_lengths(held.lengths)
+        self._snapshots = {seen: snapshot for seen, snapshot in self._snapshots.items() if seen <= target}
+
+    def nearest(self, length: int) -> int:
+        """The last snapshot that is not beyond `length`; 0, the empty beginning, if there is none."""
+        return max((seen for seen in self._snapshots if seen <= length), default=0)
+
+    # Which sequences.
+
+    @classmethod
+    def merge(cls, caches: Sequence["KeystoneCache"]) -> Self:
+        """One batch of all sequences of several caches, in order. Snapshots stay behind, and so do the caches.
+
+        Raises:
+            InvalidInputError: none given, one that holds nothing, or models, types or devices that differ.
+        """
+        if not caches or any(cache.states[0] is None for cache in caches):
+            raise InvalidInputError("only caches that hold sequences can be merged")
+        config = caches[0].config
+        made = cls(config, reserve=max(cache.reserve for cache in caches), block=caches[0].block)
+        made.seen = max(cache.seen for cache in caches)
+        longest = max(made.reserve, *(max(cache.lengths) for cache in caches))
+        for layer in range(config.num_hidden_layers):
+            states = [state for cache in caches if (state := cache.states[layer]) is not None]
+            if len({(*state.kept[0].shape[1::2], state.kept[0].dtype, state.kept[0].device) for state in states}) != 1:
+                raise InvalidInputError("the caches are of different models, types or devices")
+            kept = tuple(torch.cat([with_room(state.kept[side], longest) for state in states]) for side in (0, 1))
+            rings = [state.rings for state in states if state.rings is not None]
+            joined = (torch.cat([pair[0] for pair in rings]), torch.cat([pair[1] for pair in rings])) if rings else None
+            made.states[layer] = LayerState(config.window_keys, (kept[0], kept[1]), joined)
+        saved = [cache.saved_BrH for cache in caches if cache.saved_BrH is not None]
+        made.saved_BrH = torch.cat(saved) if saved else None
+        made._set_lengths(tuple(length for cache in caches for length in cache.lengths))
+        return made
+
+    def select(self, indices: Sequence[int]) -> None:
+        """Keep the named sequences, in the given order; one may be named twice.
+
+        Raises:
+            InvalidInputError: an index names no sequence.
+        """
+        wrong = [index for index in indices if not 0 <= index < len(self.lengths)]
+        if wrong or not indices:
+            raise InvalidInputError(f"cannot select {list(indices)} of {len(self.lengths)} sequences")
+        self.batch_select_indices(torch.tensor(indices))
+
+    def remove(self, index: int) -> None:
+        """Drop one sequence of several."""
+        self.select([kept for kept in range(len(self.lengths)) if kept != index])
+
+    def fork(self, length: int | None = None) -> Self:
+        """An independent copy, cut back to a snapshot if a length is given: many answers to one shared prefix.
+
+        Raises:
+            InvalidInputError: as `crop`.
+        """
+        made = type(self)(self.config, reserve=self.reserve, block=self.block)
+        made.seen, made.saved_BrH, made._snapshots = self.seen, self.saved_BrH, dict(self._snapshots)
+        made.states = [None if state is None else state.map(torch.clone) for state in self.states]
+        made._set_lengths(self.lengths)
+        if length is not None:
+            made.crop(length if length else -made.seen)
+        return made
 
     def nbytes(self) -> int:
-        """Bytes that the sequences' state holds: keys, values and saved rows."""
-        tensors = [tensor for pair in self.keys_values if pair is not None for tensor in pair]
-        tensors += [row for row in self.saved_BH if row is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Bytes that are allocated for the sequences' state, room to grow and snapshots included."""
+        tensors: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        for state in self.states:
+            if state is not None:
+                state.map(note)
+        for snapshot in self._snapshots.values():
+            snapshot.map(note, snapshot.lengths)
+        if self.saved_BrH is not None:
+            tensors.append(self.saved_BrH)
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     # What `generate` asks of a cache.
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - every layer has seen the same slots
-        """Slots seen so far, padding included."""
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - every layer has seen the same columns
+        """Columns seen so far, padding included."""
         return self.seen
 
     def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002 - as above
@@ -246,41 +269,40 @@ class KeystoneCache(Cache):
         """False: the shapes grow with the sequences."""
         return False
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._clear()
-
-    def crop(self, *_: Any, **__: Any) -> None:
-        """Refuse: windows and saved rows of an earlier moment are gone and would have to be computed again.
-
-        Raises:
-            InvalidInputError: always.
-        """
-        raise InvalidInputError("a loop cache cannot be cropped: run the shortened sequence through a new cache")
+    @property
+    def is_croppable(self) -> bool:
+        """False: only to its snapshots, which is not what `generate` would need."""
+        return False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence `i` continue from sequence `beam_idx[i]` (beam search)."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the named sequences, in the given order."""
+        """Keep the sequences that a tensor of indices names, in its order."""
+        even = self.lengths_B is None and not self._snapshots  # then the indices need not be brought to the host
+        wanted = range(1) if even else indices.tolist()
 
-        def select(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, indices.to(tensor.device))
+        def lengths_of(lengths: tuple[int, ...]) -> tuple[int, ...]:
+            return lengths[:1] * len(indices) if even else tuple(lengths[index] for index in wanted)
 
-        self._map(select)
+        self._change(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), lengths_of)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence, so that several continuations share its beginning."""
+        self._change(
+            lambda tensor: tensor.repeat_interleave(repeats, dim=0),
+            lambda lengths: tuple(length for length in lengths for _ in range(repeats)),
+        )
 
-        def repeat(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.repeat_interleave(repeats, dim=0)
-
-        self._map(repeat)
-
-    def _map(self, change: Any) -> None:
-        self.real_BS = change(self.real_BS)
-        self.counts_B = change(self.counts_B)
-        self.window_positions_BP = change(self.window_positions_BP)
-        self.saved_BH = [change(row) for row in self.saved_BH]
-        self.keys_values = [None if pair is None else (change(pair[0]), change(pair[1])) for pair in self.keys_values]
+    def _change(
+        self,
+        change: Callable[[Tensor], Tensor],
+        lengths_of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda lengths: lengths,
+    ) -> None:
+        self.states = [None if state is None else state.map(change) for state in self.states]
+        self._snapshots = {
+            seen: snapshot.map(change, lengths_of(snapshot.lengths)) for seen, snapshot in self._snapshots.items()
+        }
+        self.saved_BrH = None if self.saved_BrH is None else change(self.saved_BrH)
+        self._set_lengths(lengths_of(self.lengths))

@@ -1,18 +1,23 @@
 """The Parallel Loop Transformer in one file: `R` loops over the same `L` layers, kept apart by a shift of one token.
 
 Loop 0 is a plain pre-norm Llama stack. Loop `r >= 1` starts from `a * E[t] + b * h_(r-1)[t-1]`: the token's own
-embedding and the previous loop's output for the token *before* it. That shift is what lets a decode step compute all
-loops at once. A later loop's attention mixes two branches through a gate, one scalar a head: a global one over the
-loop-0 keys of the same layer, and a local one over a window of the loop's own keys. Sources: arXiv 2510.24824,
-arXiv 2606.18023; the golden fixtures under `tests/parity` judge every line.
+embedding and the previous loop's output for the token *before* it. A later loop's attention mixes two branches through
+a gate, one scalar a head: a global one over the loop-0 keys of the same layer, and a local one over a window of the
+loop's own keys. Sources: arXiv 2510.24824, arXiv 2606.18023; the golden fixtures under `tests/parity` judge every line.
+
+The shift is what makes decoding parallel: before token `t` is computed, the row that every loop starts from is known.
+So `_one_loop` runs a prompt through the loops in order, and `_all_loops` runs one token through all of them at once:
+the loops become rows of one batch, and the weights, which is what decoding waits for, are read once.
 
 Shape letters: B batch, T tokens of this call, S slots seen, H hidden size, N query heads, K key/value heads,
 D head size, V vocabulary, R loops, L layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +26,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from keystone.errors import CheckpointError, InvalidInputError
-from keystone.model.cache import KeystoneCache, TokenLayout
+from keystone.model.attention import Kernel, KeysValues, Reach, kernel_named, step_masks
+from keystone.model.cache import KeystoneCache
 from keystone.model.configuration import KeystoneConfig
+from keystone.model.layout import TokenLayout
 
 # The gate's tensors go by three names in the wild; ours comes last in each rule.
 GATE_SPELLINGS = {
@@ -36,26 +42,47 @@ GATE_SPELLINGS = {
 LOADING_FAULTS = {"missing_keys": "missing", "unexpected_keys": "surplus", "mismatched_keys": "misshapen"}
 
 Rope = tuple[Tensor, Tensor]
-KeysValues = tuple[Tensor, Tensor]
+DecodeMode = Literal["parallel", "sequential"]
 
 
 @dataclass(frozen=True)
 class LoopView:
-    """What every layer of one loop sees alike.
+    """What every layer sees alike while one loop runs over the tokens of a call.
 
     Attributes:
         loop: `r`.
-        rope: cosines and sines, `[B, T, D]` each.
-        global_mask: where the queries may look among all slots, or None for plain causal attention.
-        window_mask: the same for the local branch; unused in loop 0.
+        rope: what `RotaryEmbedding` gave.
+        layout: where the tokens stand.
         cache: the sequences' state, or None.
+        far: which loop-0 keys the queries may see.
+        near: which of the loop's own keys they may see; unused in loop 0.
     """
 
     loop: int
     rope: Rope
-    global_mask: Tensor | None
-    window_mask: Tensor | None
+    layout: TokenLayout
     cache: KeystoneCache | None
+    far: Reach
+    near: Reach
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What every layer sees alike while one token runs through all loops at once.
+
+    Attributes:
+        rope: what `RotaryEmbedding` gave; the same for all loops.
+        layout: where the token stands.
+        cache: the sequences' state.
+        far_mask: `[B, 1, 1, S]`, the loop-0 keys that are there; None where all are.
+        near_mask: `[B * r, 1, 1, W]`, the same for the rings.
+    """
+
+    rope: Rope
+    layout: TokenLayout
+    cache: KeystoneCache
+    far_mask: Tensor | None
+    near_mask: Tensor | None
 
 
 class RMSNorm(nn.Module):
@@ -115,42 +142,19 @@ class RotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor) -> Rope:
-        """Cosines and sines `[B, T, D]` for positions `[B, T]`, in the dtype of `x`."""
-        angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
-        angles = torch.cat([angles, angles], dim=-1)
-        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+        """Cosines and sines, `[B, T, 1, D]` each, for positions `[B, T]`, in the dtype of `x`.
+
+        The first half of the sines is negated already, as `rotate` wants it.
+        """
+        angles = position_ids[:, :, None, None].float() * self.inv_freq.float().to(x.device)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return torch.cat([cos, cos], dim=-1).to(x.dtype), torch.cat([-sin, sin], dim=-1).to(x.dtype)
 
 
-def rotate(x_BNTD: Tensor, rope: Rope) -> Tensor:
-    """Apply rotary embedding to queries or keys."""
-    cos_BTD, sin_BTD = rope
-    first, second = x_BNTD.chunk(2, dim=-1)
-    return x_BNTD * cos_BTD[:, None] + torch.cat([-second, first], dim=-1) * sin_BTD[:, None]
-
-
-def eager_attention(
-    module: nn.Module,
-    query_BNTD: Tensor,
-    key_BKSD: Tensor,
-    value_BKSD: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention spelled out, the reference for every faster kernel; returns `[B, T, N, D]` and the weights."""
-    groups = query_BNTD.shape[1] // key_BKSD.shape[1]
-    key = key_BKSD.repeat_interleave(groups, dim=1)
-    value = value_BKSD.repeat_interleave(groups, dim=1)
-    scores = query_BNTD @ key.transpose(2, 3) * scaling
-    if attention_mask is None and query_BNTD.shape[2] > 1:
-        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, float("-inf"))
-    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query_BNTD.dtype)
-    weights = functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+def rotate(x_BTND: Tensor, rope: Rope) -> Tensor:
+    """Apply rotary embedding: halves `(first, second)` become `(first, second) * cos + (-second, first) * sin`."""
+    cos_BT1D, sin_BT1D = rope
+    return x_BTND * cos_BT1D + x_BTND.roll(x_BTND.shape[-1] // 2, dims=-1) * sin_BT1D
 
 
 class HiddenStateGate(nn.Module):
@@ -162,7 +166,7 @@ class HiddenStateGate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.gate_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, layer_input_BTH: Tensor, query_BNTD: Tensor) -> Tensor:  # noqa: ARG002 - the other gate reads it
+    def forward(self, layer_input_BTH: Tensor, query_BTND: Tensor) -> Tensor:  # noqa: ARG002 - the other gate reads it
         """Gate values `[B, T, N]`."""
         return functional.linear(self.gate_norm(layer_input_BTH), self.weight, self.bias).sigmoid()
 
@@ -175,9 +179,9 @@ class QueryGate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_attention_heads, config.head_dim or 0))
         self.bias = nn.Parameter(torch.zeros(config.num_attention_heads))
 
-    def forward(self, layer_input_BTH: Tensor, query_BNTD: Tensor) -> Tensor:  # noqa: ARG002 - the other gate reads it
+    def forward(self, layer_input_BTH: Tensor, query_BTND: Tensor) -> Tensor:  # noqa: ARG002 - the other gate reads it
         """Gate values `[B, T, N]`."""
-        return (torch.einsum("bntd,nd->btn", query_BNTD, self.weight) + self.bias).sigmoid()
+        return (torch.einsum("btnd,nd->btn", query_BTND, self.weight) + self.bias).sigmoid()
 
 
 class Attention(nn.Module):
@@ -202,42 +206,82 @@ class Attention(nn.Module):
             self.plt_gate = (HiddenStateGate if config.plt_gate_use_hidden_states else QueryGate)(config)
 
     def forward(
-        self, normed_BTH: Tensor, layer_input_BTH: Tensor, global_kv: KeysValues | None, view: LoopView
-    ) -> tuple[Tensor, KeysValues]:
+        self,
+        normed_BTH: Tensor,
+        layer_input_BTH: Tensor,
+        global_kv: KeysValues | None,
+        view: LoopView | StepView,
+    ) -> tuple[Tensor, KeysValues | None]:
         """Attend.
 
         Args:
-            normed_BTH: the layer's input after `input_layernorm`.
+            normed_BTH: the layer's input after `input_layernorm`; in a step, the loops' rows stand where tokens would.
             layer_input_BTH: the same before it, which the hidden-state gate reads.
-            global_kv: this layer's loop-0 keys and values over all slots, `[B, K, S, D]`; None in loop 0.
-            view: masks, rotary angles and state of this loop.
+            global_kv: this layer's loop-0 keys and values so far, `[B, K, S, D]`; None in loop 0 and in a step.
+            view: rotary angles, reach and state.
 
         Returns:
             The output `[B, T, H]`, and the keys and values that loop 0 leaves for the later loops.
         """
         heads = (*normed_BTH.shape[:2], -1, self.head_dim)
-        query_BNTD = rotate(self.q_proj(normed_BTH).view(heads).transpose(1, 2), view.rope)
-        key_BKTD = rotate(self.k_proj(normed_BTH).view(heads).transpose(1, 2), view.rope)
+        query_BTND = rotate(self.q_proj(normed_BTH).view(heads), view.rope)
+        key_BKTD = rotate(self.k_proj(normed_BTH).view(heads), view.rope).transpose(1, 2)
         value_BKTD = self.v_proj(normed_BTH).view(heads).transpose(1, 2)
-        if view.cache is not None:
-            virtual_layer = view.loop * self.config.num_hidden_layers + self.layer_idx
-            key_BKTD, value_BKTD = view.cache.extend(key_BKTD, value_BKTD, virtual_layer)
-        if global_kv is None:
-            global_kv = (key_BKTD, value_BKTD)
-            mixed_BTND = self._attend(query_BNTD, global_kv, view.global_mask)
+        if isinstance(view, StepView):
+            mixed_BTND = self._all_loops(query_BTND, (key_BKTD, value_BKTD), layer_input_BTH, view)
         else:
-            far_BTND = self._attend(query_BNTD, global_kv, view.global_mask)
-            near_BTND = self._attend(query_BNTD, (key_BKTD, value_BKTD), view.window_mask)
-            gate_BTN1 = self.plt_gate(layer_input_BTH, query_BNTD)[..., None]
-            mixed_BTND = gate_BTN1 * far_BTND + (1 - gate_BTN1) * near_BTND
+            mixed_BTND, global_kv = self._one_loop(query_BTND, (key_BKTD, value_BKTD), layer_input_BTH, global_kv, view)
         return self.o_proj(mixed_BTND.flatten(2)), global_kv
 
-    def _attend(self, query_BNTD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
-        attention: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        dropout = float(self.config.attention_dropout or 0.0) if self.training else 0.0
-        return attention(self, query_BNTD, *keys_values, mask, scaling=self.scaling, dropout=dropout)[0]
+    def _one_loop(
+        self,
+        query_BTND: Tensor,
+        keys: KeysValues,
+        layer_input_BTH: Tensor,
+        global_kv: KeysValues | None,
+        view: LoopView,
+    ) -> tuple[Tensor, KeysValues]:
+        """All tokens of a call, in one loop."""
+        state = None if view.cache is None else view.cache.layer(self.layer_idx, keys[0])
+        query_BNTD = query_BTND.transpose(1, 2)
+        if global_kv is None:
+            global_kv = keys if state is None else state.remember(keys, view.layout)
+            return view.far.attend(self._kernel, self, query_BNTD, global_kv, **self._options), global_kv
+        if state is not None:
+            earlier = state.recall(view.loop, view.layout)
+            state.roll(view.loop, keys, view.layout)
+            if earlier is not None:
+                keys = (torch.cat([earlier[0], keys[0]], dim=2), torch.cat([earlier[1], keys[1]], dim=2))
+        far_BTND = view.far.attend(self._kernel, self, query_BNTD, global_kv, **self._options)
+        near_BTND = view.near.attend(self._kernel, self, query_BNTD, keys, **self._options)
+        return self._mix(far_BTND, near_BTND, self.plt_gate(layer_input_BTH, query_BTND)), global_kv
+
+    def _all_loops(self, query_BRND: Tensor, keys: KeysValues, layer_input_BRH: Tensor, view: StepView) -> Tensor:
+        """One token, in all loops: row `r` is loop `r`'s."""
+        far_keys, near_keys = view.cache.layer(self.layer_idx, keys[0][:, :, :1]).step(keys, view.layout)
+        query_BNRD = query_BRND.transpose(1, 2)
+        far_BRND = self._kernel(self, query_BNRD, *far_keys, view.far_mask, **self._options)[0]
+        if near_keys is None:
+            return far_BRND
+        # Each later loop has a ring of its own, so here the loops count as sequences.
+        query_bN1D = query_BRND[:, 1:].flatten(0, 1)[:, :, None]
+        near_b1ND = self._kernel(self, query_bN1D, *near_keys, view.near_mask, **self._options)[0]
+        far_BrND = far_BRND[:, 1:]
+        gate_BrN = self.plt_gate(layer_input_BRH[:, 1:], query_BRND[:, 1:])
+        return torch.cat([far_BRND[:, :1], self._mix(far_BrND, near_b1ND.reshape(far_BrND.shape), gate_BrN)], dim=1)
+
+    @staticmethod
+    def _mix(far_BTND: Tensor, near_BTND: Tensor, gate_BTN: Tensor) -> Tensor:
+        """`g * far + (1 - g) * near`."""
+        return torch.lerp(near_BTND, far_BTND, gate_BTN[..., None].to(far_BTND.dtype))
+
+    @property
+    def _kernel(self) -> Kernel:
+        return kernel_named(self.config._attn_implementation)
+
+    @property
+    def _options(self) -> dict[str, float]:
+        return {"scaling": self.scaling, "dropout": float(self.config.attention_dropout or 0) if self.training else 0.0}
 
 
 class MLP(nn.Module):
@@ -264,7 +308,9 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_BTH: Tensor, global_kv: KeysValues | None, view: LoopView) -> tuple[Tensor, KeysValues]:
+    def forward(
+        self, x_BTH: Tensor, global_kv: KeysValues | None, view: LoopView | StepView
+    ) -> tuple[Tensor, KeysValues | None]:
         """Apply the layer; returns its output and the loop-0 keys and values (see `Attention.forward`)."""
         attended_BTH, global_kv = self.self_attn(self.input_layernorm(x_BTH), x_BTH, global_kv, view)
         x_BTH = x_BTH + attended_BTH
@@ -282,6 +328,11 @@ class KeystonePreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Yes; transformers would look for its own way of writing it down in this file."""
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -321,7 +372,14 @@ class KeystonePreTrainedModel(PreTrainedModel):
 
 
 class KeystoneModel(KeystonePreTrainedModel):
-    """The stack of layers and the loops over it, without the output head."""
+    """The stack of layers and the loops over it, without the output head.
+
+    Attributes:
+        decode: how a single token is computed: "parallel" runs all loops in one pass over the weights, "sequential"
+            one after the other. Both give the same logits; the second is the plain reference.
+    """
+
+    decode: DecodeMode = "parallel"
 
     def __init__(self, config: KeystoneConfig) -> None:
         super().__init__(config)
@@ -372,36 +430,138 @@ class KeystoneModel(KeystonePreTrainedModel):
             cache = None
         elif cache is None and wants_cache:
             cache = KeystoneCache(self.config)
-        layout = TokenLayout.of(attention_mask, cache, embeds_BTH)
-        rope = self.rotary_emb(embeds_BTH, layout.positions_BT if position_ids is None else position_ids)
-        rows_BTH = self._loops(embeds_BTH, layout, rope, cache)
-        return BaseModelOutputWithPast(last_hidden_state=layout.carry(rows_BTH), past_key_values=cache)
+        if cache is None or cache.block is None:
+            rows_BTH = self._call(embeds_BTH, attention_mask, position_ids, cache)
+        else:
+            rows_BTH = self._block_by_block(embeds_BTH, attention_mask, position_ids, cache)
+        return BaseModelOutputWithPast(last_hidden_state=rows_BTH, past_key_values=cache)
+
+    def rewind(self, cache: KeystoneCache, input_ids: Tensor, length: int) -> None:
+        """Cut a cache back to any length: to the nearest snapshot before it, and from there by computing again.
+
+        Args:
+            cache: of sequences without padding.
+            input_ids: the tokens it was filled with, `[B, length]` or more.
+            length: tokens to keep.
+
+        Raises:
+            InvalidInputError: more tokens than the cache or `input_ids` hold.
+        """
+        if not 0 <= length <= min(cache.seen, input_ids.shape[1]):
+            raise InvalidInputError(f"cannot rewind {cache.seen} tokens to {length} with {input_ids.shape[1]} ids")
+        if length == cache.seen or length in cache.snapshots:
+            cache.crop(length)
+            return
+        start = cache.nearest(length)
+        if start:
+            cache.crop(start)
+        else:
+            cache.reset()
+        if length > start:
+            self(input_ids[:, start:length], past_key_values=cache, use_cache=True)
+
+    def _block_by_block(
+        self, embeds_BTH: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: KeystoneCache
+    ) -> Tensor:
+        """Run a call in pieces that end at the block boundaries, so that the cache can keep a snapshot there."""
+        layout = TokenLayout.of(embeds_BTH, attention_mask, cache)
+        if layout.order_BT is not None or layout.past_B is not None:
+            return self._call(embeds_BTH, attention_mask, position_ids, cache)
+        size = cache.block or layout.tokens
+        first = size - layout.longest_past % size
+        cuts = [0, *range(first, layout.tokens, size), layout.tokens]
+        rows = []
+        for start, end in pairwise(cuts):
+            positions = None if position_ids is None else position_ids[:, start:end]
+            rows.append(self._call(embeds_BTH[:, start:end], None, positions, cache))
+        return torch.cat(rows, dim=1)
+
+    def _call(
+        self,
+        embeds_BTH: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KeystoneCache | None,
+    ) -> Tensor:
+        """One pass: pack, run, unpack."""
+        layout = TokenLayout.of(embeds_BTH, attention_mask, cache)
+        embeds_BTH = layout.pack(embeds_BTH)
+        rope = self.rotary_emb(embeds_BTH, layout.positions_BT if position_ids is None else layout.pack(position_ids))
+        if cache is not None:
+            cache.begin()
+        if cache is not None and layout.tokens == 1 and self.decode == "parallel":
+            rows_BTH = self._step(embeds_BTH, layout, rope, cache)
+        else:
+            rows_BTH = self._loops(embeds_BTH, layout, rope, cache)
+        return layout.unpack(rows_BTH)
 
     def _loops(self, embeds_BTH: Tensor, layout: TokenLayout, rope: Rope, cache: KeystoneCache | None) -> Tensor:
         """The loops, one after the other."""
         config = self.config
-        loops = config.plt_num_loops
-        window_mask = None
-        if loops > 1:
-            window_mask = layout.window_mask(None if cache is None else cache.window_positions_BP, config.window_keys)
-        global_mask = layout.global_mask()
-        if cache is not None:
-            cache.begin(layout)
+        far, near = Reach.of(layout), Reach.of(layout, config.window_keys)
         global_kv: list[KeysValues | None] = [None] * config.num_hidden_layers
+        saved: list[Tensor] = []
         x_BTH = embeds_BTH
-        for loop in range(loops):
-            view = LoopView(loop, rope, global_mask, window_mask, cache)
+        for loop in range(config.plt_num_loops):
+            view = LoopView(loop, rope, layout, cache, far, near)
             for index, layer in enumerate(self.layers):
                 x_BTH, global_kv[index] = layer(x_BTH, global_kv[index], view)
-            last = loop == loops - 1
+            last = loop == config.plt_num_loops - 1
             if last or config.plt_normalize_per_loop:
                 x_BTH = self.norm(x_BTH)
             if not last:
-                before_BTH, saved_BH = layout.shift(x_BTH, None if cache is None else cache.saved_BH[loop])
-                if cache is not None:
-                    cache.saved_BH[loop] = saved_BH
+                held_BrH = None if cache is None else cache.saved_BrH
+                before_BTH, saved_BH = layout.shift(x_BTH, None if held_BrH is None else held_BrH[:, loop])
+                saved.append(saved_BH)
                 x_BTH = config.embedding_scale * embeds_BTH + config.hidden_scale * before_BTH
+        if cache is not None:
+            cache.end(layout, torch.stack(saved, dim=1) if saved else None)
         return x_BTH
+
+    def _step(self, embeds_B1H: Tensor, layout: TokenLayout, rope: Rope, cache: KeystoneCache) -> Tensor:
+        """One token of each sequence, all loops at once: every row that a loop starts from is known beforehand."""
+        config = self.config
+        x_BRH = embeds_B1H
+        later = config.plt_num_loops - 1
+        held_BrH = cache.saved_BrH
+        if later:
+            later_BrH = (config.embedding_scale * embeds_B1H).expand(-1, later, -1)
+            if held_BrH is not None:
+                later_BrH = later_BrH + config.hidden_scale * held_BrH
+            x_BRH = torch.cat([embeds_B1H, later_BrH], dim=1)
+        view = StepView(rope, layout, cache, *step_masks(layout, config.window_keys, later))
+        for layer in self.layers:
+            x_BRH = layer(x_BRH, None, view)[0]
+        normed_BRH: Tensor = self.norm(x_BRH)
+        saved_BrH = None
+        if later:
+            saved_BrH = (normed_BRH if config.plt_normalize_per_loop else x_BRH)[:, :-1]
+            if layout.order_BT is not None:
+                # A sequence that brought only a pad stays where it was.
+                earlier_BrH = torch.zeros_like(saved_BrH) if held_BrH is None else held_BrH
+                saved_BrH = torch.where(layout.counts_B[:, None, None] > 0, saved_BrH, earlier_BrH)
+        cache.end(layout, saved_BrH)
+        return normed_BRH[:, -1:]
+
+
+@contextmanager
+def decoding(model: nn.Module, mode: DecodeMode) -> Iterator[None]:
+    """Let a model, wrapped or not, compute single tokens in the given way for a while.
+
+    Raises:
+        InvalidInputError: there is no `KeystoneModel` in it.
+    """
+    found = [module for module in model.modules() if isinstance(module, KeystoneModel)]
+    if not found:
+        raise InvalidInputError(f"a {type(model).__name__} holds no KeystoneModel, so it has no decode mode")
+    earlier = [module.decode for module in found]
+    try:
+        for module in found:
+            module.decode = mode
+        yield
+    finally:
+        for module, held in zip(found, earlier, strict=True):
+            module.decode = held
 
 
 class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):
@@ -425,6 +585,10 @@ class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):
         """As transformers does, but leave positions to the mask: counting on from a padded last column is wrong."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
+        held = inputs.get("past_key_values")
+        if not kwargs.get("is_first_iteration", True) and isinstance(held, KeystoneCache) and held.seen:
+            # Every token that `generate` adds counts as real, and looking for pads would wait for the device.
+            inputs.pop("attention_mask", None)
         return inputs
 
     def forward(

@@ -141,18 +141,6 @@ def test_a_padded_slot_shows_the_last_real_logits() -> None:
         torch.testing.assert_close(logits[index, -1], model(row[None]).logits[0, -1], atol=2e-5, rtol=0)
 
 
-def test_window_caches_stay_small_and_the_global_one_grows() -> None:
-    model = small_model(plt_num_loops=3)
-    cache = KeystoneCache(model.config)
-    model(torch.arange(20)[None], past_key_values=cache)
-    model(torch.arange(20)[None], past_key_values=cache)
-    lengths = [pair[0].shape[2] for pair in cache.keys_values if pair is not None]
-    assert lengths == [40, 40, 3, 3, 3, 3]
-    keys = 2 * (2 * 40 + 4 * 3) * 2 * 8  # keys and values, of 2 heads of 8 numbers
-    assert cache.nbytes() == 4 * (keys + 2 * 32)
-    assert cache.get_seq_length() == 40
-
-
 def test_gradients_flow_through_every_parameter_and_checkpointing_changes_none() -> None:
     ids = prompts()[0][None]
     gradients = []
