@@ -2,6 +2,7 @@
 parallel or loop after loop, alone or in a batch whose sequences come and go.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,11 +19,11 @@ BAR = 2e-4
 VOCABULARY = 60
 PAD = 59
 QUICK = settings(
-    max_examples=25,
+    max_examples=100,
     deadline=None,
     derandomize=True,
-    phases=[Phase.generate],  # an example takes a tenth of a second, and shrinking tries hundreds
-    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.generate],  # a schedule of many calls shrinks for minutes
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 
@@ -95,6 +96,15 @@ def reference(model: KeystoneForCausalLM, ids_T: Tensor) -> Tensor:
 def assert_close(ours: Tensor, expected: Tensor, said: object = "") -> None:
     assert ours.shape == expected.shape, said
     assert float((ours.double() - expected).abs().max()) <= BAR * max(1.0, float(expected.abs().max())), said
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny products: two threads would wait for each other most of the time."""
+    held = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(held)
 
 
 def drawn_ids(length: int, seed: int) -> Tensor:
@@ -211,7 +221,7 @@ class Crowd:
 EVENTS = st.sampled_from(["feed", "feed", "step", "step", "step", "join", "leave", "swap", "branch"])
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=150)
 @given(configurations(), st.data(), st.integers(0, 999), st.sampled_from(["sdpa", "eager"]))
 def test_a_batch_whose_sequences_come_and_go(
     config: KeystoneConfig, data: st.DataObject, seed: int, attention: str
@@ -279,4 +289,4 @@ def test_the_reference_tells_mistakes_apart(mistake: str) -> None:
     else:
         with torch.no_grad():
             model.model.layers[0].self_attn.plt_gate.bias.add_(0.1)
-    assert float((reference(model, ids) - right).abs().max()) > 50 * BAR * 1e-1
+    assert float((reference(model, ids) - right).abs().max()) > 5 * BAR
