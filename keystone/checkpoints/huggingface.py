@@ -131,15 +131,12 @@ def _list(directory: Path) -> dict[str, Path]:
     store = directory.resolve().parent.parent / "blobs"
     files = {}
     for path in sorted(directory.iterdir()):
-        target = path
-        if path.is_symlink():
-            target = path.resolve()
-            if target.parent != store:
-                if path.name in (CONFIG, GENERATION, *TOKENIZER) or path.suffix == ".safetensors":
-                    raise InvalidInputError(f"{path.name} is a symbolic link; replace it by the file it points to")
-                continue
-        if target.is_file():
-            files[path.name] = target
+        if path.is_symlink() and path.resolve().parent != store:
+            if path.name in (CONFIG, GENERATION, *TOKENIZER) or path.suffix == ".safetensors":
+                raise InvalidInputError(f"{path.name} is a symbolic link; replace it by the file it points to")
+            continue
+        if path.is_file():
+            files[path.name] = path
     return files
 
 

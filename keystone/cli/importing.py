@@ -11,7 +11,7 @@ from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from csf_store import Archive, Digest
-    from keystone.checkpoints.importing import Imported, Plan
+    from keystone.checkpoints.importing import Plan
     from keystone.checkpoints.names import TensorLine
 
 NANO = "nano"
@@ -33,6 +33,8 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 @click.option(
     "--ignore-field", "ignored", multiple=True, metavar="NAME", help="Declare a field of config.json to change nothing."
 )
+@click.option("--loops", type=click.IntRange(2, 16), metavar="N", help="Make a base of N loops from one with one loop.")
+@click.option("--trainable", is_flag=True, help="With --loops: gates and scale that adapters can train, not the proof.")
 @click.option("--dry-run", is_flag=True, help="Compare names and shapes with the configuration; store nothing.")
 @click.option("--verbose", "-v", is_flag=True, help="Print a line for every tensor.")
 @json_option
@@ -46,6 +48,8 @@ def import_command(
     dtype: str | None,
     tokenizer: Path | None,
     ignored: tuple[str, ...],
+    loops: int | None,
+    trainable: bool,
     dry_run: bool,
     verbose: bool,
 ) -> None:
@@ -56,18 +60,27 @@ def import_command(
     architecture become bases with one loop. Anything missing, misshapen, surplus or unknown refuses the import, by
     name. A missing archive is made. Importing again changes nothing.
 
+    With --loops, SOURCE may also be a manifest or ref of a base with one loop. The base of several loops computes the
+    same function, number for number; with --trainable it is a start for adapters, and how far off it begins is said.
+
     \b
     Examples:
       keystone import nano
       keystone import ./SmolLM2-135M-Instruct --dry-run --verbose
       keystone import hf://HuggingFaceTB/SmolLM2-135M-Instruct@main --ref smol
       keystone import SmolLM2-135M-Instruct-Q8_0.gguf --licence Apache-2.0
+      keystone import smol --loops 2 --trainable --ref smol-loops
     """  # noqa: D301 - \b is for click
     from keystone.checkpoints.opening import is_source  # noqa: PLC0415 - torch, not needed for --help
 
     quiet_libraries()
-    if source == NANO:
+    if trainable and loops is None:
+        raise click.UsageError("--trainable says how loops are made; give --loops")
+    if source == NANO and loops is None:
         _import_nano(session, ref or NANO)
+        return
+    if loops is not None and not is_source(source):
+        _upcycle(session, source, ref, loops, trainable=trainable)
         return
     if not is_source(source):
         raise click.UsageError(f"{source!r} is no directory, no file and no hub address (hf://org/name)")
@@ -76,7 +89,7 @@ def import_command(
     if dry_run:
         _dry_run(session, plan)
         return
-    _store(session, plan, source, ref)
+    _store(session, plan, source, ref, loops, trainable=trainable)
 
 
 def _import_nano(session: Session, name: str) -> None:
@@ -168,25 +181,73 @@ def _dry_run(session: Session, plan: "Plan") -> None:
     )
 
 
-def _store(session: Session, plan: "Plan", source: str, ref: str | None) -> None:
+def _store(session: Session, plan: "Plan", source: str, ref: str | None, loops: int | None, *, trainable: bool) -> None:
     from keystone.checkpoints.importing import import_checkpoint  # noqa: PLC0415 - torch
     from keystone.checkpoints.names import refuse_faults  # noqa: PLC0415
     from keystone.checkpoints.opening import suggested_ref  # noqa: PLC0415
-    from manifests import Repository  # noqa: PLC0415
 
     refuse_faults(plan.checkpoint.origin.location, plan.lines)  # before an archive is made
     with session.open(create=True) as archive:
-        if ref is not None:
-            Repository(archive).refs.find(ref)  # a bad name is refused before anything is stored
+        _check_name(archive, ref)
         with progress_bar(session, "import", plan.nbytes) as progress:
             done = import_checkpoint(archive, plan, progress=progress)
-        name, at = _name(archive, done, ref or suggested_ref(source))
+        session.note(f"stored     {human_size(done.stored)} that the archive did not hold")
+        name = suggested_ref(source)
+        if loops is not None:
+            _add_loops(session, archive, done.manifest, ref or f"{name}-{loops}loops", loops, trainable=trainable)
+            return
+        named, at = _name(archive, done.manifest, ref or name)
     trees = {"base": str(done.base), "tokenizer": str(done.tokenizer)}
-    session.note(f"stored     {human_size(done.stored)} that the archive did not hold")
+    _acknowledge(session, done.manifest, trees, named, at)
+
+
+def _upcycle(session: Session, target: str, ref: str | None, loops: int, *, trainable: bool) -> None:
+    """Loops for a base that is in the archive already."""
+    from manifests import Repository  # noqa: PLC0415 - pydantic, not needed for --help
+
+    with session.open() as archive:
+        _check_name(archive, ref)
+        source = Repository(archive).resolve(target)
+        name = target if target in Repository(archive).refs.names() else source.hex[:12]
+        _add_loops(session, archive, source, ref or f"{name}-{loops}loops", loops, trainable=trainable)
+
+
+def _add_loops(
+    session: Session, archive: "Archive", source: "Digest", ref: str, loops: int, *, trainable: bool
+) -> None:
+    from keystone.checkpoints.upcycle import TRAINABLE_MODULES, upcycle  # noqa: PLC0415 - torch
+
+    done = upcycle(archive, source, loops=loops, mode="trainable" if trainable else "exact")
+    name, at = _name(archive, done.manifest, ref)
+    fields: dict[str, Value] = {
+        "kind": "upcycle",
+        "parent": str(source),
+        "loops": loops,
+        "mode": "trainable" if trainable else "exact",
+        "hidden_scale": done.hidden_scale,
+        "logit_difference": done.logit_difference,
+        "logit_size": done.logit_size,
+        "modules_to_save": list(TRAINABLE_MODULES) if trainable else [],
+    }
+    train = f"; train with modules_to_save={list(TRAINABLE_MODULES)}" if trainable else ""
+    session.item(
+        fields,
+        f"upcycled   {source.short} to {loops} loops; logits differ by at most {done.logit_difference:.3g} "
+        f"(the largest is {done.logit_size:.3g}){train}",
+    )
+    trees = {"base": str(done.base), "tokenizer": str(done.tokenizer)}
     _acknowledge(session, done.manifest, trees, name, at)
 
 
-def _name(archive: "Archive", done: "Imported", name: str) -> tuple[str | None, "Digest | None"]:
+def _check_name(archive: "Archive", ref: str | None) -> None:
+    """Refuse a bad name before anything is stored."""
+    from manifests import Repository  # noqa: PLC0415 - pydantic, not needed for --help
+
+    if ref is not None:
+        Repository(archive).refs.find(ref)
+
+
+def _name(archive: "Archive", manifest: "Digest", name: str) -> tuple[str | None, "Digest | None"]:
     """Let a ref that does not exist yet point at what was imported; one that exists stays."""
     from manifests import InvalidNameError, Repository  # noqa: PLC0415 - pydantic, not needed for --help
 
@@ -196,7 +257,7 @@ def _name(archive: "Archive", done: "Imported", name: str) -> tuple[str | None, 
     except InvalidNameError:  # the source's name is none for a ref; one that was asked for was looked at before
         return None, None
     if known is None:
-        refs.set(name, done.manifest, expected=None, reason="import")
+        refs.set(name, manifest, expected=None, reason="import")
     return name, refs.get(name)
 
 

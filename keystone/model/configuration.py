@@ -37,6 +37,8 @@ class KeystoneConfig(PreTrainedConfig):
         plt_window_size: `[n, 0]`: the local branch sees `n` earlier keys and the token itself.
         plt_normalize_per_loop: whether `model.norm` is applied to the output of every loop but the last, too.
         plt_gate_use_hidden_states: whether the branch gate reads the layer's input (True) or the query (False).
+        plt_train_hidden_scale: whether `b` is a tensor of the checkpoint (`model.loop_carry.weight`), so that adapters
+            can train it; `plt_hidden_scale` is then only where it began. Upcycled bases use it.
         attention_bias: whether q, k and v carry biases.
         attention_output_bias: whether `o_proj` does; None means the same as `attention_bias`. Qwen2 has the first
             and not the second.
@@ -74,6 +76,7 @@ class KeystoneConfig(PreTrainedConfig):
     plt_window_size: list[int] | tuple[int, ...] = (64, 0)
     plt_normalize_per_loop: bool = True
     plt_gate_use_hidden_states: bool = True
+    plt_train_hidden_scale: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what Llama derives from other fields, then let transformers standardise RoPE."""

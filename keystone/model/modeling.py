@@ -284,6 +284,23 @@ class Attention(nn.Module):
         return {"scaling": self.scaling, "dropout": float(self.config.attention_dropout or 0) if self.training else 0.0}
 
 
+class LoopCarry(nn.Module):
+    """`b * h`: how much of the previous loop a later one starts from; the configuration's number, or a trainable one.
+
+    It has a weight only with `plt_train_hidden_scale`: PEFT trains modules, and a number in a file is none.
+    """
+
+    def __init__(self, config: KeystoneConfig) -> None:
+        super().__init__()
+        self.scale = config.hidden_scale
+        trainable = config.plt_train_hidden_scale and config.plt_num_loops > 1
+        self.weight = nn.Parameter(torch.full((1,), self.scale)) if trainable else None
+
+    def forward(self, carried: Tensor) -> Tensor:
+        """Scale hidden rows of any shape."""
+        return (self.scale if self.weight is None else self.weight) * carried
+
+
 class MLP(nn.Module):
     """SwiGLU feed-forward block."""
 
@@ -388,6 +405,7 @@ class KeystoneModel(KeystonePreTrainedModel):
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
+        self.loop_carry = LoopCarry(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -513,7 +531,7 @@ class KeystoneModel(KeystonePreTrainedModel):
                 held_BrH = None if cache is None else cache.saved_BrH
                 before_BTH, saved_BH = layout.shift(x_BTH, None if held_BrH is None else held_BrH[:, loop])
                 saved.append(saved_BH)
-                x_BTH = config.embedding_scale * embeds_BTH + config.hidden_scale * before_BTH
+                x_BTH = config.embedding_scale * embeds_BTH + self.loop_carry(before_BTH)
         if cache is not None:
             cache.end(layout, torch.stack(saved, dim=1) if saved else None)
         return x_BTH
@@ -527,7 +545,7 @@ class KeystoneModel(KeystonePreTrainedModel):
         if later:
             later_BrH = (config.embedding_scale * embeds_B1H).expand(-1, later, -1)
             if held_BrH is not None:
-                later_BrH = later_BrH + config.hidden_scale * held_BrH
+                later_BrH = later_BrH + self.loop_carry(held_BrH)
             x_BRH = torch.cat([embeds_B1H, later_BrH], dim=1)
         view = StepView(rope, layout, cache, *step_masks(layout, config.window_keys, later))
         for layer in self.layers:
