@@ -28,12 +28,12 @@ from keystone.checkpoints.sources import BLOCK_BYTES, Checkpoint, Fields, Note, 
 from keystone.errors import CheckpointError, InvalidInputError
 
 ROPE_DIVISORS, EMBEDDING = "rope_freqs.weight", "token_embd.weight"
-_TOP = {
+TOP_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_IN_LAYER = {
+LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -120,10 +120,10 @@ def read_gguf(path: Path, choices: Choices) -> Checkpoint:
 
 def name_in_base(name: str) -> str:
     """What a GGUF tensor is called in a base; a name that is not known here stays, and finds no place."""
-    if (found := _LAYER_NAME.fullmatch(name)) and found[2] in _IN_LAYER:
-        return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}"
-    if (found := _TOP_NAME.fullmatch(name)) and found[1] in _TOP:
-        return f"{_TOP[found[1]]}.{found[2]}"
+    if (found := _LAYER_NAME.fullmatch(name)) and found[2] in LAYER_NAMES:
+        return f"model.layers.{found[1]}.{LAYER_NAMES[found[2]]}.{found[3]}"
+    if (found := _TOP_NAME.fullmatch(name)) and found[1] in TOP_NAMES:
+        return f"{TOP_NAMES[found[1]]}.{found[2]}"
     return name
 
 
