@@ -315,6 +315,7 @@ class Archive(Upkeep):
         *,
         deep: bool = False,
         reachable_only: bool = False,
+        follow: bool = True,
         progress: Progress | None = None,
     ) -> VerifyReport:
         """Checks the archive, or just some objects and what they need.
@@ -324,11 +325,12 @@ class Archive(Upkeep):
                 the ledger, and whether everything that is pinned or a ref's target is complete.
             deep: also decode everything and hash it as a whole.
             reachable_only: leave out whether objects are complete that no pin and no ref leads to.
+            follow: with ``digests``, also what they link to, and so on.
             progress: called with the bytes of each segment done.
         """
         check = Check(self._store, self._retrieve, self.ledger, self._pipeline, progress)
         return (
-            check.objects(list(digests))
+            check.objects(list(digests), follow=follow)
             if digests is not None
             else check.everything(deep=deep, reachable_only=reachable_only)
         )

@@ -232,6 +232,24 @@ class Reading:
             raise AmbiguousPrefixError(f"{text} fits several objects ({some} ...); type more digits")
         return Digest(fitting[0])
 
+    def segments_of(self, digest: Digest) -> frozenset[str]:
+        """The file names of all segments that an object is read from, as every kind it is known as.
+
+        Raises:
+            NotFoundError: if it is not there.
+        """
+        names = {state.id: name for name, state in self._store.segments().items()}
+        wheres = [self._store.find_object(bytes(digest), kind) for kind in self._store.kinds(bytes(digest))]
+        for kind in self._store.kinds(bytes(digest)):
+            for chunk in self._retrieve.open(digest, kind).body.chunks:
+                where = self._store.find_chunk(chunk.digest)
+                wheres.append(where)
+                if where is not None and where.is_difference:
+                    wheres.append(self._store.find_chunk(where.base))
+        if not wheres:
+            raise NotFoundError(f"{digest} is not in this archive; see csf ls")
+        return frozenset(names[where.segment] for where in wheres if where is not None)
+
     # -- below the content: what search and comparison stand on -------------------------------------------------------
 
     @property

@@ -23,8 +23,10 @@ from keystone.evaluation.basics import draw_held_out, draw_training, tasks_diges
 from keystone.evaluation.measuring import pass_rate, store_report
 from keystone.loader import LoadedModel, load
 from keystone.nano.embedded import import_nano
+from keystone.tied_weights import TIED
 from manifests import (
     AdapterUse,
+    Auditor,
     AuditReport,
     EvalSummary,
     Manifest,
@@ -32,7 +34,6 @@ from manifests import (
     TrainingConfig,
     TrainingRecord,
     Verdict,
-    audit,
 )
 
 REF = "prod"
@@ -162,7 +163,8 @@ def run(archive: Archive, work: Path, narrator: Narrator, settings: Settings | N
     _move_and_return(repository, base.digest, adapted.digest, narrator)
 
     narrator.chapter("Audit both: every byte re-hashed, the lineage walked to its root")
-    audits = tuple(audit(archive, digest, fit=fit_problem) for digest in (base.digest, adapted.digest))
+    auditor = Auditor(archive, fit=fit_problem, tied=TIED)
+    audits = tuple(auditor.audit(digest) for digest in (base.digest, adapted.digest))
     for report in audits:
         narrator.say(f"{report.manifest.short}  {len(report.lines)} checks  {report.verdict.value}")
         for line in report.lines:

@@ -1,8 +1,11 @@
 """Manifests: small immutable documents that say what a runnable model is."""
 
 from manifests.approvals import SignedApproval, draft_approval, find_approval, read_approval
-from manifests.audit import FitCheck, audit
-from manifests.audit_lines import AuditLine, AuditReport, Verdict
+from manifests.auditing.auditor import Auditor, audit
+from manifests.auditing.context import FitCheck
+from manifests.auditing.lines import AuditLine, AuditReport, Verdict
+from manifests.auditing.page import audit_page, lineage_svg
+from manifests.auditing.state import AuditorState
 from manifests.canonical import Json, JsonObject
 from manifests.canonical import digest_of as canonical_digest
 from manifests.canonical import encode as canonical_bytes
@@ -79,6 +82,8 @@ __all__ = [
     "Attestation",
     "AuditLine",
     "AuditReport",
+    "Auditor",
+    "AuditorState",
     "BadSignatureError",
     "BaseMismatchError",
     "CheckpointNote",
@@ -150,6 +155,7 @@ __all__ = [
     "Verdict",
     "approval_statement",
     "audit",
+    "audit_page",
     "canonical_bytes",
     "canonical_digest",
     "differences",
@@ -160,6 +166,7 @@ __all__ = [
     "json_schema",
     "judge_tripwire",
     "ledger_origin",
+    "lineage_svg",
     "load_any",
     "load_envelope",
     "manifest_statement",

@@ -102,9 +102,9 @@ class Check:
         unique = tuple(dict.fromkeys(self._findings))
         return VerifyReport(unique, tuple(self._notes), self._segments, self._objects, self._bytes)
 
-    def objects(self, digests: Iterable[Digest]) -> VerifyReport:
-        """Decodes objects and everything they link to, and hashes each as a whole."""
-        self._closure(list(digests), deep=True)
+    def objects(self, digests: Iterable[Digest], *, follow: bool = True) -> VerifyReport:
+        """Decodes objects, and unless told not to everything they link to, and hashes each as a whole."""
+        self._closure(list(digests), deep=True, follow=follow)
         return self._report()
 
     def everything(self, *, deep: bool, reachable_only: bool) -> VerifyReport:
@@ -275,7 +275,9 @@ class Check:
         moves = [move for history in audit.refs.values() for move in history]
         return [pin.digest for pin in audit.pins] + [move.target for move in moves if move.target is not None]
 
-    def _closure(self, roots: Sequence[Digest], *, deep: bool, every: Sequence[Digest] = ()) -> None:
+    def _closure(
+        self, roots: Sequence[Digest], *, deep: bool, every: Sequence[Digest] = (), follow: bool = True
+    ) -> None:
         """Follows ``roots``, which must be there, and ``every`` object that was there when it was listed."""
         waiting = list(dict.fromkeys([*every, *roots]))
         seen, optional = set(waiting), set(every) - set(roots)
@@ -291,7 +293,7 @@ class Check:
                 except CsfError as error:
                     self._findings.append(Finding(str(error).removeprefix(f"{digest}: "), digest))
                     continue
-                fresh = [link for link in links if link not in seen]
+                fresh = [link for link in links if follow and link not in seen]
                 seen.update(fresh)
                 waiting.extend(fresh)
 

@@ -1,37 +1,75 @@
 """`keystone audit`."""
 
+import os
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from csf_store import Session, json_option, pass_session
+from keystone.cli.keys import key_store, keys_option
+from keystone.tied_weights import TIED
 
 if TYPE_CHECKING:
-    from manifests import AuditReport
+    from csf_store import Digest
+    from manifests import Auditor, AuditReport
 
 COLOURS = {"PASS": "green", "FAIL": "red", "UNKNOWN": "yellow", "UNSIGNED": "cyan"}
 
 
 @click.command("audit")
-@click.argument("target", metavar="MANIFEST|REF")
+@click.argument("target", metavar="MANIFEST|REF|REF@TIME|DIRECTORY")
 @click.option("--require-signatures", is_flag=True, help="Exit with 4 when something is unsigned.")
+@click.option("--quick", is_flag=True, help="Take as proven what an earlier audit proved and no file changed since.")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Also write one page to read.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="KEYSTONE_STATE",
+    metavar="DIR",
+    help="What you remember between audits. Default: $KEYSTONE_STATE, else keystone/audits in your state directory.",
+)
+@keys_option
 @json_option
 @pass_session
-def audit_command(session: Session, *, target: str, require_signatures: bool) -> None:
+def audit_command(
+    session: Session,
+    *,
+    target: str,
+    require_signatures: bool,
+    quick: bool,
+    page: Path | None,
+    state: Path | None,
+    keys: Path | None,
+) -> None:
     """Re-hash everything a manifest stands on, walk its lineage to the root, and say what is proven.
 
-    Exits with 0 when nothing failed, 1 for a FAIL, 3 for an UNKNOWN.
+    The first audit of an archive keeps the checkpoint of its ledger in your state directory, outside the archive; later
+    ones prove that the ledger still begins with it. A directory that `keystone export` wrote is compared with its own
+    list and with the archive.
+
+    Exits with 0 when nothing failed, 1 for a FAIL, 3 for an UNKNOWN; 4 for an UNSIGNED with --require-signatures.
 
     \b
     Examples:
       keystone audit nano
-      keystone audit b3:1a2b3c4d --json
+      keystone audit prod@2026-01-31T12:00:00Z
+      keystone audit b3:1a2b3c4d --html audit.html
+      keystone audit ./exported --json
     """  # noqa: D301 - \b is for click
     from adapters import fit_problem  # noqa: PLC0415 - pydantic, not needed for --help
-    from manifests import Repository, audit  # noqa: PLC0415
+    from manifests import Auditor, AuditorState, Repository, audit_page  # noqa: PLC0415
 
+    store = key_store(keys)
+    own = {public.id: public for public in map(store.public, store.names())}
     with session.open() as archive:
-        report = audit(archive, Repository(archive).resolve(target), fit=fit_problem)
+        memory = AuditorState(state or _state_directory())
+        auditor = Auditor(archive, fit=fit_problem, tied=TIED, state=memory, quick=quick, known=own)
+        report = _report(auditor, target)
+        if page is not None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            page.write_text(audit_page(Repository(archive), report, target=target, when=now), encoding="utf-8")
     if session.json:
         for line in report.lines:
             session.item(line.to_json(), "")
@@ -39,6 +77,35 @@ def audit_command(session: Session, *, target: str, require_signatures: bool) ->
     else:
         draw(report)
     click.get_current_context().exit(report.exit_code(require_signatures=require_signatures))
+
+
+def _report(auditor: "Auditor", target: str) -> "AuditReport":
+    if Path(target).is_dir() and ("/" in target or os.sep in target or (Path(target) / "keystone.json").is_file()):
+        return _export_report(auditor, Path(target))
+    digest, ref = auditor.resolve(target)
+    return auditor.audit(digest, ref=ref)
+
+
+def _export_report(auditor: "Auditor", directory: Path) -> "AuditReport":
+    """An exported directory: its files against its list, then the manifest it says it is."""
+    from keystone.checkpoints.export import examine_export  # noqa: PLC0415 - see audit_command
+    from manifests import AuditLine, AuditReport, Verdict  # noqa: PLC0415
+
+    found = examine_export(directory)
+    lines = [
+        AuditLine("export", Verdict.FAIL, found.manifest, f"{path} {what}") for path, what in found.problems.items()
+    ]
+    if not lines:
+        text = f"{found.files} files hash to what keystone.json says of them"
+        lines.append(AuditLine("export", Verdict.PASS, found.manifest, text))
+    report = auditor.audit(found.manifest)
+    return AuditReport(manifest=found.manifest, lines=(*lines, *report.lines))
+
+
+def _state_directory() -> Path:
+    from platformdirs import user_state_path  # noqa: PLC0415 - not needed for --help
+
+    return user_state_path("keystone", appauthor=False) / "audits"
 
 
 def draw(report: "AuditReport") -> None:
@@ -50,8 +117,12 @@ def draw(report: "AuditReport") -> None:
     tree = Tree(f"[bold]{report.manifest}[/]")
     for line in report.lines:
         verdict = f"[{COLOURS[line.verdict.value]}]{line.verdict.value:<8}[/]"
-        subject = f" [dim]{line.subject.short}[/]" if line.subject else ""
+        subject = f" [dim]{_short(line.subject)}[/]" if line.subject else ""
         tree.add(f"{verdict} {escape(line.check)}{subject}  {escape(line.message)}")
     console = Console(highlight=False)
     console.print(tree)
     console.print(f"[bold {COLOURS[report.verdict.value]}]{report.verdict.value}[/]")
+
+
+def _short(digest: "Digest") -> str:
+    return digest.short

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _UNSIGNED = 4
 
-_keys_option = click.option(
+keys_option = click.option(
     "--keys",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="KEYSTONE_KEYS",
@@ -32,7 +32,7 @@ def passphrase_options(command: _Command) -> _Command:
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Read the passphrase from here. Default: $KEYSTONE_PASSPHRASE, else you are asked.",
     )
-    return _keys_option(file(command))
+    return keys_option(file(command))
 
 
 def key_store(directory: Path | None) -> "KeyStore":
@@ -42,7 +42,7 @@ def key_store(directory: Path | None) -> "KeyStore":
     if directory is None:
         from platformdirs import user_data_path  # noqa: PLC0415
 
-        directory = user_data_path("keystone") / "keys"
+        directory = user_data_path("keystone", appauthor=False) / "keys"
     return KeyStore(directory)
 
 
@@ -89,7 +89,7 @@ def new(session: Session, *, name: str, keys: Path | None, passphrase_file: Path
 
 
 @key_command.command("list")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def list_keys(session: Session, *, keys: Path | None) -> None:
@@ -123,7 +123,7 @@ def list_keys(session: Session, *, keys: Path | None) -> None:
 
 @key_command.command("show")
 @click.argument("name")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def show(session: Session, *, name: str, keys: Path | None) -> None:
@@ -139,7 +139,7 @@ def show(session: Session, *, name: str, keys: Path | None) -> None:
 
 @key_command.command("trust")
 @click.argument("key", metavar="NAME|FILE|VERIFIER")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def trust(session: Session, *, key: str, keys: Path | None) -> None:
@@ -162,7 +162,7 @@ def trust(session: Session, *, key: str, keys: Path | None) -> None:
 @click.argument("key", metavar="NAME|KEY")
 @click.option("--reason", help="A sentence for the ledger.")
 @click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="It was in wrong hands from this event on.")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def revoke(session: Session, *, key: str, reason: str | None, since: int | None, keys: Path | None) -> None:
@@ -213,7 +213,7 @@ def sign_command(session: Session, *, target: str, key: str, keys: Path | None, 
 
 @click.command("verify-signature")
 @click.argument("target", metavar="MANIFEST|REF|REPORT|ENVELOPE")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def verify_signature_command(session: Session, *, target: str, keys: Path | None) -> None:
@@ -268,7 +268,7 @@ def checkpoint_sign(session: Session, *, key: str, keys: Path | None, passphrase
 @checkpoint_command.command("verify")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--key", required=True, metavar="NAME|FILE|VERIFIER", help="Whose signature must be on it.")
-@_keys_option
+@keys_option
 @json_option
 @pass_session
 def checkpoint_verify(session: Session, *, file: Path, key: str, keys: Path | None) -> None:

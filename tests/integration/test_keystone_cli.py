@@ -19,7 +19,8 @@ from keystone.nano.embedded import DATA
 
 
 def keystone(archive: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["--archive", str(archive), *arguments])
+    own = {"KEYSTONE_STATE": str(archive.parent / "audits"), "KEYSTONE_KEYS": str(archive.parent / "keys")}
+    return CliRunner().invoke(main, ["--archive", str(archive), *arguments], env=own)
 
 
 def lines(result: Result) -> list[dict[str, object]]:

@@ -72,8 +72,10 @@ def test_a_bare_base_is_sound_and_unsigned(house: House) -> None:
     assert [line.check for line in report.lines] == [
         "ledger",
         "manifest",
+        "inclusion",
         "objects",
         "code",
+        "tokenizer",
         "lineage",
         "tripwire",
         "approvals",
@@ -124,7 +126,11 @@ def evaluated(house: House, report: EvalReport, **changes: object) -> Digest:
 
 
 def test_an_eval_is_compared_with_its_report(house: House) -> None:
-    good = EvalReport(assembly=house.manifest().assembly.digest, recipe=RECIPE.digest, result=SCORE)
+    bare = EvalReport(assembly=house.manifest().assembly.digest, recipe=RECIPE.digest, result=SCORE)
+    assert lines(audit(house.archive, evaluated(house, bare)), "eval")[0][0] is Verdict.UNKNOWN
+    verdicts = ["passed", "failed", "failed", "error"]
+    items = "".join(f'{{"name":"{n}","verdict":"{verdict}"}}\n' for n, verdict in enumerate(verdicts))
+    good = bare.revised(items=house.archive.put_bytes(items.encode()).digest)
     assert lines(audit(house.archive, evaluated(house, good)), "eval")[0][0] is Verdict.PASS
     other = Digest.of(b"another assembly")
     cases = [

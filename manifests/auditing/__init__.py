@@ -1,0 +1,1 @@
+"""The audit: from a manifest to a verdict on everything it stands on."""

@@ -1,0 +1,169 @@
+"""The audit: from a manifest's digest to a verdict on everything it stands on.
+
+An audit trusts nothing it can check. It reads every object again, decodes it, hashes it, reads the ledger line by line,
+and walks the lineage by the records, not by what the manifest says of them. Each check gives lines with a verdict:
+
+- PASS: checked, and as it was recorded.
+- FAIL: checked, and not as it was recorded; the line names the culprit.
+- UNKNOWN: nothing here proves it and nothing disproves it; a claim without a training record, for instance.
+- UNSIGNED: true as far as hashes go, and nobody has signed it.
+
+A check that cannot be made fails: an audit never passes by looking less. What a check raises becomes its line, so one
+broken object does not hide the next.
+
+Whether an adapter's tensors fit its base is a question about adapter formats, which live one floor up, so that check is
+passed in (`adapters.fit_problem`); without it the line says UNKNOWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from types import MappingProxyType
+
+from csf_store import Archive, CsfError, Digest
+from manifests.auditing.context import Context, FitCheck, Lines, Subject
+from manifests.auditing.evidence_checks import check_evals, check_tripwire
+from manifests.auditing.ledger_checks import check_checkpoint, check_inclusion, check_ledger
+from manifests.auditing.ledger_facts import read_ledger
+from manifests.auditing.lineage_checks import (
+    check_code,
+    check_fit,
+    check_lineage,
+    check_objects,
+    check_tokenizer,
+    check_training,
+)
+from manifests.auditing.lines import AuditLine, AuditReport, Verdict
+from manifests.auditing.objects import ObjectProver
+from manifests.auditing.ref_checks import check_refs
+from manifests.auditing.signature_checks import check_signatures
+from manifests.auditing.state import AuditorState
+from manifests.errors import InvalidNameError, ManifestError, RefNotFoundError
+from manifests.loading import load_manifest
+from manifests.ref_names import is_ref_name
+from manifests.repository import Repository
+from manifests.signing.keys import PublicKey
+
+
+class Auditor:
+    """One look at one archive: the ledger is read once, and no object is hashed twice, however much is audited.
+
+    Args:
+        archive: what to audit.
+        fit: whether an adapter's tensors fit a base.
+        tied: tensors that a base may leave out of its files, and which tensor each is another name of.
+        state: what this auditor remembers; without it nothing is compared with an earlier audit.
+        quick: take as proven what was proven before and lies in files that did not change since.
+        known: public keys of the auditor's own.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        fit: FitCheck | None = None,
+        tied: Mapping[str, str] = MappingProxyType({}),
+        state: AuditorState | None = None,
+        quick: bool = False,
+        known: Mapping[Digest, PublicKey] = MappingProxyType({}),
+    ) -> None:
+        self._state = state
+        self._remembered = state.recall(archive) if state is not None else None
+        trusted = partial(self._remembered.trusts, archive) if quick and self._remembered is not None else None
+        facts = read_ledger(archive)
+        prover = ObjectProver(archive, trusted)
+        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known)
+
+    def resolve(self, text: str) -> tuple[Digest, str | None]:
+        """The manifest a person means, and the ref if they named one, by the lines of the ledger and no cache.
+
+        Args:
+            text: a digest or a unique prefix, a ref, or `REF@TIME`.
+
+        Raises:
+            RefNotFoundError, InvalidNameError, csf_store.CsfError: when nothing, or more than one manifest, is meant.
+        """
+        name, at, time = text.partition("@")
+        if not is_ref_name(name):
+            return self._context.repository.resolve(text), None
+        moves = self._context.facts.moves.get(name, [])
+        if at:
+            moment = _moment(time)
+            moves = [move for move in moves if datetime.fromisoformat(move.time) <= moment]
+        if not moves or moves[-1].target is None:
+            known = ", ".join(sorted(self._context.facts.moves)) or "none yet"
+            raise RefNotFoundError(f"no ref {text!r} in {self._context.archive.path}; refs here: {known}")
+        return moves[-1].target, name
+
+    def audit(self, manifest: Digest, *, ref: str | None = None) -> AuditReport:
+        """Check a manifest and everything under it.
+
+        Args:
+            manifest: its digest.
+            ref: a ref whose moves are to be checked even if it is elsewhere now.
+        """
+        context = self._context
+        lines = _told("ledger", None, lambda: check_ledger(context))
+        if self._state is not None:
+            place = str(self._state.directory)
+            lines += _told("checkpoint", None, lambda: check_checkpoint(context, self._remembered, place))
+        try:
+            loaded = load_manifest(context.archive, manifest)
+        except (CsfError, ManifestError) as error:
+            lines.append(AuditLine("manifest", Verdict.FAIL, manifest, str(error)))
+            return AuditReport(manifest=manifest, lines=tuple(lines))
+        text = f"canonical and well-formed, schema version {loaded.v}, assembly {loaded.assembly.digest.short}"
+        lines.append(AuditLine("manifest", Verdict.PASS, manifest, text))
+        subject = Subject(manifest, loaded)
+        checks: dict[str, Callable[[], Lines]] = {
+            "inclusion": lambda: check_inclusion(context, subject),
+            "objects": lambda: check_objects(context, subject),
+            "code": lambda: check_code(subject),
+            "tokenizer": lambda: check_tokenizer(context, subject),
+            "lineage": lambda: check_lineage(context, subject),
+            "training": lambda: check_training(context, subject),
+            "fit": lambda: check_fit(context, subject),
+            "eval": lambda: check_evals(context, subject),
+            "tripwire": lambda: check_tripwire(context, subject),
+            "approvals": lambda: check_signatures(context, subject),
+            "ref": lambda: check_refs(context, subject, ref),
+        }
+        for name, check in checks.items():
+            lines += _told(name, manifest, check)
+        self._remember(lines)
+        return AuditReport(manifest=manifest, lines=tuple(lines))
+
+    def _remember(self, lines: list[AuditLine]) -> None:
+        """Keep the checkpoint if the ledger is sound; a ledger that is not must not become what is compared with."""
+        facts = self._context.facts
+        bad = any(line.verdict is Verdict.FAIL and line.check in {"ledger", "checkpoint"} for line in lines)
+        if self._state is None or bad or facts.checkpoint is None:
+            return
+        self._state.keep(self._context.archive, facts.checkpoint, self._context.prover.proven())
+
+
+def audit(archive: Archive, manifest: Digest, *, fit: FitCheck | None = None) -> AuditReport:
+    """One audit without memory; see `Auditor`."""
+    return Auditor(archive, fit=fit).audit(manifest)
+
+
+def _told(check: str, subject: Digest | None, lines: Callable[[], Lines]) -> list[AuditLine]:
+    """The lines of a check; what stopped it is its last line."""
+    told: list[AuditLine] = []
+    try:
+        told.extend(lines())
+    except (CsfError, ManifestError) as error:
+        told.append(AuditLine(check, Verdict.FAIL, subject, f"the check could not be made: {error}"))
+    return told
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidNameError(f"{text!r} is not a time; write REF@2026-01-31T12:00:00Z") from error
+    if moment.tzinfo is None:
+        raise InvalidNameError(f"{text!r} has no time zone; write REF@2026-01-31T12:00:00Z")
+    return moment

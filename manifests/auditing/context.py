@@ -1,0 +1,53 @@
+"""What every check looks at: one archive, its ledger as read once, and what was proven so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from csf_store import Archive, Digest
+from manifests.auditing.ledger_facts import LedgerFacts
+from manifests.auditing.lines import AuditLine
+from manifests.auditing.objects import ObjectProver
+from manifests.repository import Repository
+from manifests.schema import Manifest
+from manifests.signing.keys import PublicKey
+
+FitCheck: TypeAlias = Callable[[Archive, Digest, Digest], str | None]
+"""(archive, adapter tree, base tree) -> what does not fit, or None when everything does."""
+
+Lines: TypeAlias = Iterator[AuditLine]
+
+
+@dataclass
+class Context:
+    """Everything an audit has at hand.
+
+    Attributes:
+        archive: what is audited.
+        repository: the same, seen as documents.
+        facts: its ledger.
+        prover: what its objects are.
+        fit: whether an adapter's tensors fit a base; None where nobody can tell.
+        tied: names of tensors that a base may leave out of its files, and the tensor each is another name of.
+        known: public keys of the auditor's own.
+        base_sets: tensor sets a base may have in memory, found so far.
+    """
+
+    archive: Archive
+    repository: Repository
+    facts: LedgerFacts
+    prover: ObjectProver
+    fit: FitCheck | None = None
+    tied: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[Digest, PublicKey] = field(default_factory=dict)
+    base_sets: dict[Digest, list[Digest]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The manifest under audit."""
+
+    digest: Digest
+    manifest: Manifest

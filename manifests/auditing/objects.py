@@ -1,0 +1,67 @@
+"""Proof that objects are what their digests say, each proven once in an audit however many manifests stand on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from csf_store import Archive, CsfError, Digest, Kind
+
+
+class ObjectProver:
+    """Re-hashes objects on demand and remembers the outcome.
+
+    Args:
+        archive: where they are.
+        trusted: whether an object may be taken as proven without looking; for `--quick` alone.
+    """
+
+    def __init__(self, archive: Archive, trusted: Callable[[Digest], bool] | None = None) -> None:
+        self._archive = archive
+        self._trusted = trusted or (lambda _: False)
+        self._known: dict[Digest, str | None] = {}
+        self.skipped = 0
+
+    def proven(self) -> Iterator[Digest]:
+        """Everything that was found sound so far."""
+        yield from (digest for digest, problem in self._known.items() if problem is None)
+
+    def problems(self, digests: Iterable[Digest]) -> Mapping[Digest, str]:
+        """What is wrong with some objects; those that are sound are left out."""
+        digests = list(dict.fromkeys(digests))
+        fresh = [digest for digest in digests if digest not in self._known]
+        to_hash = [digest for digest in fresh if not self._trusted(digest)]
+        self.skipped += len(fresh) - len(to_hash)
+        self._known |= dict.fromkeys(fresh, None)
+        for finding in self._archive.verify(to_hash, follow=False).findings if to_hash else ():
+            where = f" (segment {finding.segment}, offset {finding.offset})" if finding.segment is not None else ""
+            # A finding without an object condemns all that was asked about: it must not get lost.
+            for digest in [finding.digest] if finding.digest in self._known else to_hash:
+                if digest is not None:
+                    self._known[digest] = self._known[digest] or f"{finding.what}{where}"
+        return {digest: problem for digest in digests if (problem := self._known[digest]) is not None}
+
+
+def reach(archive: Archive, root: Digest) -> list[Digest]:
+    """A manifest and everything it links to, and so on; other manifests are named and not gone into.
+
+    An object that is not there is listed too, so that whoever proves the list finds it missing.
+    """
+    found, waiting = {root: None}, [root]
+    while waiting:
+        digest = waiting.pop()
+        for link in _links(archive, digest, root):
+            if link not in found:
+                found[link] = None
+                waiting.append(link)
+    return list(found)
+
+
+def _links(archive: Archive, digest: Digest, root: Digest) -> set[Digest]:
+    links: set[Digest] = set()
+    for kind in Kind:
+        if archive.contains(digest, kind) and (kind != Kind.MANIFEST or digest == root):
+            try:
+                links |= set(archive.record(digest, kind).body.links)
+            except CsfError:
+                continue  # the proof of this object says what is wrong with it
+    return links
