@@ -15,6 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from keystone.checkpoints.export.source import ExportSource
+from keystone.checkpoints.gguf_file import read_gguf
+from keystone.checkpoints.huggingface import Choices
+from keystone.errors import CheckpointError
 from keystone.loader import load
 from keystone.model import KeystoneForCausalLM
 
@@ -48,13 +51,14 @@ class LogitDifference:
     effect: float
 
 
-def compare_merged(source: ExportSource, merged: Path, *, plain: bool) -> LogitDifference:
+def compare_merged(source: ExportSource, merged: Path, *, plain: bool, gguf: str | None = None) -> LogitDifference:
     """Run the fixed prompts through both.
 
     Args:
         source: the manifest with its adapters.
         merged: the directory that was written.
         plain: transformers' own class loads it, not ours.
+        gguf: the name of the GGUF file in it, if that is what was written.
     """
     loaded = load(source.digest, archive=source.archive, quantization="none", device="cpu")
     rows = [loaded.tokenizer(prompt)["input_ids"][:MAX_TOKENS] for prompt in PROMPTS]
@@ -63,8 +67,12 @@ def compare_merged(source: ExportSource, merged: Path, *, plain: bool) -> LogitD
     with wrapped.disable_adapter():
         bare = _logits(wrapped, rows)
     del loaded, wrapped
-    reader: Any = AutoModelForCausalLM if plain else KeystoneForCausalLM
-    found = _logits(reader.from_pretrained(merged, dtype=torch.float32, local_files_only=True).eval(), rows)
+    if gguf is not None:
+        model: Any = _from_gguf(merged / gguf)
+    else:
+        reader: Any = AutoModelForCausalLM if plain else KeystoneForCausalLM
+        model = reader.from_pretrained(merged, dtype=torch.float32, local_files_only=True)
+    found = _logits(model.eval(), rows)
     return LogitDifference(
         prompts=len(rows),
         tokens=len(expected),
@@ -73,6 +81,23 @@ def compare_merged(source: ExportSource, merged: Path, *, plain: bool) -> LogitD
         top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).float().mean()),
         effect=float((expected - bare).abs().max()),
     )
+
+
+def _from_gguf(path: Path) -> KeystoneForCausalLM:
+    """The model of a GGUF file through our own import: transformers' reader leaves biases out without a word."""
+    checkpoint = read_gguf(path, Choices(dtype="F32"))
+    model: KeystoneForCausalLM = KeystoneForCausalLM(checkpoint.config)
+    state = {
+        checkpoint.rename(each.name): torch.frombuffer(
+            bytearray().join(bytes(block) for block in each.blocks()), dtype=torch.float32
+        ).reshape(each.shape)
+        for each in checkpoint.tensors
+    }
+    missing, surplus = model.load_state_dict(state, strict=False)
+    if surplus or set(missing) - {"lm_head.weight"} or (missing and not checkpoint.config.tie_word_embeddings):
+        raise CheckpointError(f"{path.name} read back lacks {missing} and has {surplus} too many")
+    model.tie_weights()
+    return model
 
 
 def _logits(model: Any, rows: list[list[int]]) -> Tensor:

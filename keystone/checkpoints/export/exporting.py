@@ -23,13 +23,9 @@ from csf_store import Archive, Digest
 from keystone.checkpoints.export.card import CardFacts, model_card
 from keystone.checkpoints.export.code_files import code_files
 from keystone.checkpoints.export.comparing import LogitDifference, compare_merged
-from keystone.checkpoints.export.configs import (
-    VENDOR_ARCHITECTURE,
-    Architecture,
-    plain_architecture,
-    transformers_config,
-    vendor_config,
-)
+from keystone.checkpoints.export.configs import VENDOR_ARCHITECTURE as VENDOR_CLASS
+from keystone.checkpoints.export.configs import Architecture, plain_architecture, transformers_config, vendor_config
+from keystone.checkpoints.export.gguf_writing import GGUF_FILE, plan_gguf, write_gguf
 from keystone.checkpoints.export.merging import Merge, ModuleError
 from keystone.checkpoints.export.provenance import provenance_bytes
 from keystone.checkpoints.export.source import FLOAT_DTYPES, GENERATION_FILE, ExportSource, open_source
@@ -37,7 +33,7 @@ from keystone.checkpoints.export.tokenizer_files import write_tokenizer
 from keystone.checkpoints.export.usage import usage_text
 from keystone.checkpoints.export.weights import DTYPE_NAMES, Progress, WeightsPlan, parameter_count
 from keystone.checkpoints.export.writing import PROVENANCE_FILE, ExportDirectory, WrittenFile
-from keystone.errors import InvalidInputError
+from keystone.errors import InvalidInputError, RefusedError
 from keystone.identity import source_digest
 from manifests import Json
 
@@ -149,15 +145,21 @@ def planned_bytes(archive: Archive, target: str | Digest) -> int:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights as they were written: by which class they load, what was merged, how many files are copies."""
+    """The weights as they were written.
 
-    architecture: Architecture | None
+    Attributes:
+        class_name: what loads them.
+        own: our code does.
+        dtype: as torch names it.
+        merge: what was merged, if anything.
+        copied: how many files are byte for byte those of the archive.
+    """
+
+    class_name: str
+    own: bool
+    dtype: str
     merge: Merge | None
-    copied: int
-
-    @property
-    def class_name(self) -> str:
-        return VENDOR_ARCHITECTURE if self.architecture is None else ARCHITECTURE_CLASSES[self.architecture]
+    copied: int = 0
 
 
 @dataclass
@@ -176,63 +178,67 @@ class _Export:
             raise InvalidInputError(f"{request.dtype!r} is no dtype of weights; say {', '.join(DTYPE_NAMES)}")
         code = None if request.dtype is None else DTYPE_NAMES[request.dtype]
         merge = Merge(source, None if code is None else FLOAT_DTYPES[code]) if request.merge else None
+        if request.layout == "gguf":
+            return self._run_gguf(source, code, merge)
         plan = WeightsPlan(source, code, frozenset() if merge is None else merge.changed)
-        config, architecture = self._config(source, plan)
+        dtype = _TORCH_NAMES[code or source.dtype]
+        if request.layout == "vendor":
+            config, own, class_name = vendor_config(source, dtype, weights_as_stored=code is None), False, VENDOR_CLASS
+        else:
+            architecture = "keystone" if request.own_code else plain_architecture(source.config)
+            config, own = transformers_config(source, architecture, dtype), architecture == "keystone"
+            class_name = ARCHITECTURE_CLASSES[architecture]
         with ExportDirectory(self.out, force=request.force) as directory:
             directory.write("config.json", config)
             directory.write(GENERATION_FILE, source.generation or _generation(source))
-            if architecture == "keystone":
-                for name, data in code_files().items():
-                    directory.write(name, data)
+            for name, data in code_files().items() if own else ():
+                directory.write(name, data)
             copied = plan.write(directory, merge, self.progress)
-            return self._finish(source, plan, directory, _Weights(architecture, merge, copied))
+            self.left_out += write_tokenizer(self.archive, source.manifest.assembly.tokenizer, directory)
+            return self._finish(source, directory, _Weights(class_name, own, dtype, merge, copied))
 
-    def _config(self, source: ExportSource, plan: WeightsPlan) -> tuple[bytes, Architecture | None]:
-        dtype = _TORCH_NAMES[plan.dtype or source.dtype]
-        if self.request.layout == "vendor":
-            return vendor_config(source, dtype, weights_as_stored=plan.dtype is None), None
-        architecture = "keystone" if self.request.own_code else plain_architecture(source.config)
-        return transformers_config(source, architecture, dtype), architecture
+    def _run_gguf(self, source: ExportSource, code: str | None, merge: Merge | None) -> Exported:
+        if source.manifest.assembly.adapters and merge is None:
+            raise RefusedError(
+                "a GGUF file of the base alone would not be this manifest; merge its adapters with --merge"
+            )
+        plan = plan_gguf(source, code)
+        with ExportDirectory(self.out, force=self.request.force) as directory:
+            write_gguf(directory, plan, self.out.name, merge, self.progress)
+            weights = _Weights(plan.architecture, own=False, dtype=_TORCH_NAMES[plan.dtype], merge=merge)
+            return self._finish(source, directory, weights)
 
-    def _finish(
-        self, source: ExportSource, plan: WeightsPlan, directory: ExportDirectory, weights: _Weights
-    ) -> Exported:
-        """Everything after the weights: what is small, and what speaks of all the rest."""
+    def _finish(self, source: ExportSource, directory: ExportDirectory, weights: _Weights) -> Exported:
+        """Everything after the weights: what lies beside them, and what speaks of all the rest."""
         assembly, merge = source.manifest.assembly, weights.merge
-        self.left_out += write_tokenizer(self.archive, assembly.tokenizer, directory)
         if merge is None:
             for number, use in enumerate(assembly.adapters, start=1):
                 self._write_adapter(use.adapter, f"adapters/{number}", directory)
-        report = None if merge is None else self._merge_report(source, directory, weights)
-        dtype = _TORCH_NAMES[plan.dtype or source.dtype]
+        report = None if merge is None else self._merge_report(source, directory, weights, merge)
+        usage = usage_text(source.manifest, self.request.layout, remote_code=weights.own, merged=merge is not None)
         facts = CardFacts(
             manifest=source.manifest,
             digest=source.digest,
             title=self.out.name,
             layout=self.request.layout,
             architecture=weights.class_name,
-            dtype=dtype,
+            dtype=weights.dtype,
             parameters=parameter_count(source.tensors),
             loops=source.config.plt_num_loops,
             merged=merge is not None,
-            as_stored=plan.dtype is None,
-            usage=usage_text(
-                source.manifest,
-                self.request.layout,
-                remote_code=weights.architecture == "keystone",
-                merged=merge is not None,
-            ),
+            as_stored=self.request.dtype is None,
+            usage=usage,
             notes=_notes(report),
         )
         directory.write("README.md", model_card(facts))
-        how = self._how(weights.class_name, dtype, source, report)
+        how = self._how(weights, source, report)
         directory.write(PROVENANCE_FILE, provenance_bytes(source.manifest, source.digest, tuple(directory.files), how))
         return Exported(
             path=directory.out,
             digest=source.digest,
             layout=self.request.layout,
             architecture=weights.class_name,
-            dtype=dtype,
+            dtype=weights.dtype,
             files=tuple(directory.files),
             copied=weights.copied,
             adapters=0 if merge is not None else len(assembly.adapters),
@@ -240,12 +246,15 @@ class _Export:
             left_out=tuple(self.left_out),
         )
 
-    def _merge_report(self, source: ExportSource, directory: ExportDirectory, weights: _Weights) -> MergeReport:
+    def _merge_report(
+        self, source: ExportSource, directory: ExportDirectory, weights: _Weights, merge: Merge
+    ) -> MergeReport:
         logits = None
         if self.request.compare:
-            logits = compare_merged(source, directory.path, plain=weights.architecture in ("llama", "qwen2"))
-        errors = {} if weights.merge is None else weights.merge.errors
-        return MergeReport(dict(sorted(errors.items())), logits)
+            gguf = GGUF_FILE if self.request.layout == "gguf" else None
+            plain = not weights.own and self.request.layout != "vendor"
+            logits = compare_merged(source, directory.path, plain=plain, gguf=gguf)
+        return MergeReport(dict(sorted(merge.errors.items())), logits)
 
     def _write_adapter(self, tree: Digest, folder: str, directory: ExportDirectory) -> None:
         archived_adapter(self.archive, tree)  # refused here if it is none, or does what nobody checked
@@ -257,7 +266,7 @@ class _Export:
             else:
                 self.left_out.append(f"{folder}/{entry.path}")
 
-    def _how(self, class_name: str, dtype: str, source: ExportSource, report: MergeReport | None) -> Mapping[str, Json]:
+    def _how(self, weights: _Weights, source: ExportSource, report: MergeReport | None) -> Mapping[str, Json]:
         merged: Mapping[str, Json] | None = None
         if report is not None:
             merged = {
@@ -266,8 +275,8 @@ class _Export:
             }
         return {
             "format": self.request.layout,
-            "architecture": class_name,
-            "dtype": dtype,
+            "architecture": weights.class_name,
+            "dtype": weights.dtype,
             "as_stored": self.request.dtype is None,
             "code": source.manifest.assembly.code,
             "code_source": str(source_digest()),

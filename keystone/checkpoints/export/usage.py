@@ -35,9 +35,14 @@ not part of this directory: use an engine that knows the architecture, or copy t
 weights."""
 
 
+_GGUF = """`model.gguf` holds weights, tokenizer and chat template in one file, for llama.cpp and what is built on it:
+`llama-cli -m model.gguf`."""
+
+
 def usage_text(manifest: Manifest, layout: str, *, remote_code: bool, merged: bool) -> str:
     """Markdown that says how to load the directory `DIR`."""
-    parts = [_VENDOR if layout == "vendor" else _PLAIN.format(trust=", trust_remote_code=True" if remote_code else "")]
+    plain = _PLAIN.format(trust=", trust_remote_code=True" if remote_code else "")
+    parts = [{"vendor": _VENDOR, "gguf": _GGUF}.get(layout, plain)]
     if manifest.assembly.adapters and not merged:
         parts.append(_ADAPTERS.format(weights=[use.weight for use in manifest.assembly.adapters]))
     return "\n\n".join(parts)
