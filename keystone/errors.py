@@ -69,3 +69,21 @@ class SandboxError(EvaluationError):
     """The sandbox itself could not be started or died, which says nothing about the code it was to run."""
 
     exit_code = 9
+
+
+class SandboxMissingError(SandboxError):
+    """The sandbox that was asked for cannot be had on this machine; nothing was run, and nothing weaker was used."""
+
+    exit_code = 10
+
+
+class SuiteFormatError(EvaluationError, ValueError):
+    """A suite's file breaks the format in `keystone/evaluation/SUITES.md`; file and line are named."""
+
+    exit_code = 7
+
+
+class SuiteMissingError(EvaluationError):
+    """No such suite here: an unknown name, or a package that is not installed."""
+
+    exit_code = 5

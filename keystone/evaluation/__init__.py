@@ -4,10 +4,14 @@ from keystone.errors import (
     CompletionMismatchError,
     EvaluationError,
     SandboxError,
+    SandboxMissingError,
     SuiteExhaustedError,
+    SuiteFormatError,
+    SuiteMissingError,
 )
+from keystone.evaluation.bubblewrap import BubblewrapSandbox
 from keystone.evaluation.process_sandbox import ProcessSandbox
-from keystone.evaluation.sandbox import Execution, Limits, Program, Sandbox, Status
+from keystone.evaluation.sandbox import CheckedProgram, Execution, Limits, Program, Sandbox, Status
 from keystone.evaluation.scoring import (
     ItemResult,
     Rate,
@@ -21,7 +25,9 @@ from keystone.evaluation.scoring import (
 from keystone.evaluation.task import Case, Side, Task, Value
 
 __all__ = [
+    "BubblewrapSandbox",
     "Case",
+    "CheckedProgram",
     "CompletionMismatchError",
     "EvaluationError",
     "Execution",
@@ -32,9 +38,12 @@ __all__ = [
     "Rate",
     "Sandbox",
     "SandboxError",
+    "SandboxMissingError",
     "Side",
     "Status",
     "SuiteExhaustedError",
+    "SuiteFormatError",
+    "SuiteMissingError",
     "SuiteResult",
     "Task",
     "Value",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from keystone.errors import CompletionMismatchError
+from keystone.evaluation.inside.values import encode
 from keystone.evaluation.sandbox import Execution, Program, Sandbox, Status
 from keystone.evaluation.task import Side, Task, Value
-from keystone.evaluation.zygote import encode
 
 END_OF_TEXT = "<|end|>"
 _CLOSERS = (")", "]", "}")
@@ -154,7 +154,9 @@ def judge(task: Task, execution: Execution) -> Verdict:
         case Status.RETURNED:
             expected = tuple(canonical(case.expected) for case in task.cases)
             return Verdict.PASSED if expected and execution.values == expected else Verdict.FAILED
-        case Status.RAISED | Status.DIED:
+        case Status.FAILED:
+            return Verdict.FAILED
+        case Status.RAISED | Status.DIED | Status.UNJUDGED:
             return Verdict.ERROR
         case Status.TIMEOUT:
             return Verdict.TIMEOUT
