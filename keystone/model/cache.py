@@ -187,13 +187,13 @@ class KeystoneCache(Cache):
         if not caches or any(cache.states[0] is None for cache in caches):
             raise InvalidInputError("only caches that hold sequences can be merged")
         config = caches[0].config
+        if len({_form(cache) for cache in caches}) != 1:
+            raise InvalidInputError("the caches are of different models, types or devices")
         made = cls(config, reserve=max(cache.reserve for cache in caches), block=caches[0].block)
         made.seen = max(cache.seen for cache in caches)
         longest = max(made.reserve, *(max(cache.lengths) for cache in caches))
         for layer in range(config.num_hidden_layers):
             states = [state for cache in caches if (state := cache.states[layer]) is not None]
-            if len({(*state.kept[0].shape[1::2], state.kept[0].dtype, state.kept[0].device) for state in states}) != 1:
-                raise InvalidInputError("the caches are of different models, types or devices")
             kept = tuple(torch.cat([with_room(state.kept[side], longest) for state in states]) for side in (0, 1))
             rings = [state.rings for state in states if state.rings is not None]
             joined = (torch.cat([pair[0] for pair in rings]), torch.cat([pair[1] for pair in rings])) if rings else None
@@ -306,3 +306,13 @@ class KeystoneCache(Cache):
         }
         self.saved_BrH = None if self.saved_BrH is None else change(self.saved_BrH)
         self._set_lengths(lengths_of(self.lengths))
+
+
+def _form(cache: KeystoneCache) -> tuple[object, ...]:
+    """What two caches must share to become one batch."""
+    state = cache.states[0]
+    if state is None:
+        return ()
+    kept_BKCD = state.kept[0]
+    rings = None if state.rings is None else state.rings[0].shape[1:]
+    return len(cache.states), kept_BKCD.shape[1::2], rings, kept_BKCD.dtype, kept_BKCD.device
