@@ -74,7 +74,8 @@ class StreamedShard:
             left = placed.tensor.nbytes
             for block in placed.tensor.blocks():
                 left -= block.nbytes
-                yield block
+                if left >= 0:
+                    yield block
             if left:
                 raise CheckpointError(
                     f"tensor {placed.tensor.name} of {placed.tensor.file} gave {placed.tensor.nbytes - left} bytes; its"
