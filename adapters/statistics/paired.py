@@ -77,23 +77,36 @@ class SignFlips:
 
     def p_worse(self, means: Floats, *, null: float = 0.0) -> Floats:
         """Against "the mean difference is `null` or more": small when the candidate is worse. (..., F) to (...)."""
-        return self._tail(-means, -null)
+        return self.p_better(-means, null=-null)
 
     def p_better(self, means: Floats, *, null: float = 0.0) -> Floats:
         """Against "the mean difference is `null` or less": small when the candidate is better. (..., F) to (...)."""
-        return self._tail(means, null)
+        rows = np.reshape(means, (-1, means.shape[-1]))
+        return self._tails(rows, null)[1].reshape(means.shape[:-1])
 
-    def _tail(self, means: Floats, null: float) -> Floats:
-        rows = np.atleast_2d(means).reshape(-1, means.shape[-1])
-        if rows.shape[-1] != self._signs.shape[0]:
-            raise InvalidEvidenceError(f"{rows.shape[-1]} families, and patterns for {self._signs.shape[0]}")
-        counts = np.empty(len(rows))
+    def tails(self, means: Floats, *, margin: float) -> tuple[Floats, Floats, Floats]:
+        """What a verdict asks, from one pass over the patterns: (B, F) to (B,) each.
+
+        Returns:
+            p worse and p better than nothing, and p better than `-margin`.
+        """
+        worse, better, not_inferior = self._tails(means, 0.0, -margin)
+        return worse, better, not_inferior
+
+    def _tails(self, rows: Floats, *nulls: float) -> list[Floats]:
+        # The lower tail of the first null, then the upper tail of each.
+        families, patterns = self._signs.shape
+        if rows.shape[-1] != families:
+            raise InvalidEvidenceError(f"{rows.shape[-1]} families, and patterns for {families}")
+        counts = np.empty((1 + len(nulls), len(rows)))
         for start in range(0, len(rows), _BATCH):  # the product is rows x patterns, so a few rows at a time
-            part = rows[start : start + _BATCH]
-            flipped = part @ self._signs - null * self._totals
-            seen = part.sum(axis=-1) - null * part.shape[-1]
-            # Equal sums reached in another order differ in the last bits, and a tie must count as extreme.
-            counts[start : start + _BATCH] = (flipped >= seen[:, None] - _TIE).sum(axis=-1)
+            part = slice(start, start + _BATCH)
+            flipped, seen = rows[part] @ self._signs, rows[part].sum(axis=-1)[:, None]
+            for number, null in enumerate(nulls):
+                moved, at = (flipped - null * self._totals, seen - null * families) if null else (flipped, seen)
+                # Equal sums reached in another order differ in the last bits, and a tie must count as extreme.
+                if number == 0:
+                    counts[0, part] = (moved <= at + _TIE).sum(axis=-1)
+                counts[1 + number, part] = (moved >= at - _TIE).sum(axis=-1)
         extra = 0 if self.exhaustive else 1
-        p: Floats = (counts + extra) / (self._signs.shape[1] + extra)
-        return p.reshape(means.shape[:-1])
+        return list((counts + extra) / (patterns + extra))
