@@ -36,7 +36,7 @@ from keystone.checkpoints.huggingface import (
     refuse_pickles,
 )
 from keystone.checkpoints.licences import UNKNOWN, Card, plain
-from keystone.checkpoints.sources import Checkpoint, Note, Origin
+from keystone.checkpoints.sources import Checkpoint, Fetch, Note, Origin
 from keystone.errors import CheckpointError, InvalidInputError, KeystoneError, RefusedError
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)(@(?P<revision>[A-Za-z0-9._/-]+))?")
@@ -72,12 +72,15 @@ def parse_address(text: str) -> Address:
     return Address(found["repo"], found["revision"])
 
 
-def read_hub(text: str, choices: Choices, *, endpoint: str | None = None, cache: Path | None = None) -> Checkpoint:
+def read_hub(
+    text: str, choices: Choices, *, fetch: Fetch = "all", endpoint: str | None = None, cache: Path | None = None
+) -> Checkpoint:
     """Fetch what a base needs and read it as a directory.
 
     Args:
         text: `hf://org/name[@revision]`.
         choices: what the importing person decides.
+        fetch: "small" leaves the weights where they are.
         endpoint: another hub than huggingface.co; default `HF_ENDPOINT`.
         cache: where files are kept; default huggingface_hub's own cache.
 
@@ -89,7 +92,7 @@ def read_hub(text: str, choices: Choices, *, endpoint: str | None = None, cache:
     address = parse_address(text)
     try:
         commit, names = _look(address, endpoint)
-        folder = _fetch(address.repo, commit, names, endpoint, cache)
+        folder = _fetch(address.repo, commit, names, fetch, endpoint=endpoint, cache=cache)
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise HubError(_explain(address, error)) from error
     except _TRANSPORT as error:
@@ -103,7 +106,7 @@ def read_hub(text: str, choices: Choices, *, endpoint: str | None = None, cache:
     checkpoint = read_directory(folder, choices, origin=origin)
     fetched = {path.name for path in folder.iterdir()}
     ours = [note for note in checkpoint.notes if note.what != "file"]
-    ours += [Note("file", plain(name), _why_not(name)) for name in names if name not in _wanted(names)]
+    ours += [Note("file", plain(name), _why_not(name)) for name in names if name not in _wanted(names, "all")]
     ours += [note for note in checkpoint.notes if note.what == "file" and note.name in fetched & set(names)]
     return replace(checkpoint, notes=tuple(dict.fromkeys(ours)))
 
@@ -124,31 +127,31 @@ def _look(address: Address, endpoint: str | None) -> tuple[str, list[str]]:
     return info.sha, names
 
 
-def _wanted(names: list[str]) -> list[str]:
+def _wanted(names: list[str], fetch: Fetch) -> list[str]:
     """The files beside the weights, and the weights where there is no index to say which."""
     small = [name for name in SMALL if name in names]
-    if INDEX in names:
+    if INDEX in names or fetch == "small":
         return small
     if WEIGHTS in names:
         return [*small, WEIGHTS]
     return [*small, *(name for name in names if name.endswith(".safetensors") and "/" not in name)]
 
 
-def _fetch(repo: str, commit: str, names: list[str], endpoint: str | None, cache: Path | None) -> Path:
-    """Every wanted file, in the cache's directory for this commit."""
+def _fetch(repo: str, commit: str, names: list[str], fetch: Fetch, *, endpoint: str | None, cache: Path | None) -> Path:
+    """Every wanted file, in the cache's directory for this commit; with an index, the weights that it names."""
 
-    def fetch(name: str) -> Path:
+    def get(name: str) -> Path:
         return Path(hf_hub_download(repo, name, revision=commit, endpoint=endpoint, cache_dir=cache))
 
-    folder = fetch(CONFIG).parent
-    for name in _wanted(names):
-        fetch(name)
-    if INDEX in names:
+    folder = get(CONFIG).parent
+    for name in _wanted(names, fetch):
+        get(name)
+    if INDEX in names and fetch == "all":
         document = json.loads((folder / INDEX).read_bytes())
         if not isinstance(document, dict):
             raise CheckpointError(f"{INDEX} is no JSON object")
         for name in sorted(set(check_index(document).values())):
-            fetch(name)
+            get(name)
     return folder
 
 

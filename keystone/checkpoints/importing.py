@@ -73,6 +73,7 @@ def plan_import(checkpoint: Checkpoint) -> Plan:
 
     Raises:
         CheckpointError, ConfigurationError: what it holds cannot even be compared.
+        InvalidInputError: a source with weights and without a usable tokenizer.
         manifests.InvalidDocumentError: its licence is no SPDX expression.
     """
     origin = checkpoint.origin
@@ -80,6 +81,8 @@ def plan_import(checkpoint: Checkpoint) -> Plan:
     lines = match(checkpoint)
     notes = list(checkpoint.notes)
     notes += [Note("tensor", line.name, line.reason) for line in lines if line.fate == "dropped"]
+    if not checkpoint.headless:
+        notes += check_tokenizer(origin.location, checkpoint)
     return Plan(checkpoint, lines, parameter_count(expected_tensors(checkpoint.config)), notes, source)
 
 
@@ -93,7 +96,6 @@ def import_checkpoint(archive: Archive, plan: Plan, *, progress: Progress | None
 
     Raises:
         CheckpointError: a fault in the plan, or a source without weights.
-        InvalidInputError: a source without a usable tokenizer.
         csf_store.CsfError: the archive could not take it.
     """
     checkpoint = plan.checkpoint
@@ -101,7 +103,6 @@ def import_checkpoint(archive: Archive, plan: Plan, *, progress: Progress | None
     refuse_faults(where, plan.lines)
     if checkpoint.headless:
         raise CheckpointError(f"{where} holds no safetensors file; with --dry-run its configuration alone is checked")
-    check_tokenizer(where, checkpoint.tokenizer)
     with archive.keeping():
         entries, stored = _put_weights(archive, plan, progress)
         for name, data in ((CONFIG, checkpoint.config_json), (GENERATION, checkpoint.generation_json)):
@@ -121,19 +122,24 @@ def import_checkpoint(archive: Archive, plan: Plan, *, progress: Progress | None
     return Imported(base.digest, tokenizer, manifest, stored + base.stored)
 
 
-def check_tokenizer(where: str, files: Mapping[str, bytes]) -> None:
-    """Refuse a tokenizer that a load could not read.
+def check_tokenizer(where: str, checkpoint: Checkpoint) -> list[Note]:
+    """Refuse a tokenizer that a load could not read; one with more ids than the model has embeddings is noted.
 
     Raises:
         InvalidInputError: naming what is missing or broken.
     """
+    files = checkpoint.tokenizer
     if TOKENIZER_FILE not in files:
         held = f" (it holds {', '.join(sorted(files))})" if files else ""
         raise InvalidInputError(
             f"{where} holds no {TOKENIZER_FILE}{held}; give a directory that does with --tokenizer, or make one with"
             " transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    build_tokenizer(files, where)
+    last = max(build_tokenizer(files, where).get_vocab().values(), default=-1)
+    if last < checkpoint.config.vocab_size:
+        return []
+    rows = checkpoint.config.vocab_size
+    return [Note("file", TOKENIZER_FILE, f"kept, but it has ids up to {last} and the model has {rows} embeddings")]
 
 
 def put_tokenizer(archive: Archive, files: Mapping[str, bytes], where: str) -> Digest:

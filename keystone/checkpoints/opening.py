@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from keystone.checkpoints.huggingface import Choices, read_directory
-from keystone.checkpoints.sources import Checkpoint
+from keystone.checkpoints.sources import Checkpoint, Fetch
 from keystone.errors import InvalidInputError
 
 HUB = "hf://"
@@ -15,8 +15,13 @@ def is_source(text: str) -> bool:
     return text.startswith(HUB) or Path(text).exists()
 
 
-def open_source(text: str, choices: Choices) -> Checkpoint:
+def open_source(text: str, choices: Choices, *, fetch: Fetch = "all") -> Checkpoint:
     """Read a source; nothing of a weight is read yet, though a hub's files are fetched.
+
+    Args:
+        text: a directory, a .gguf file, or a hub's address.
+        choices: what the importing person decides.
+        fetch: "small" leaves a hub's weights where they are; names alone can then be compared.
 
     Raises:
         InvalidInputError: nothing there, or nothing that can be a source.
@@ -25,7 +30,7 @@ def open_source(text: str, choices: Choices) -> Checkpoint:
     if text.startswith(HUB):
         from keystone.checkpoints.hub import read_hub  # noqa: PLC0415 - an HTTP client, only for hubs
 
-        return read_hub(text, choices)
+        return read_hub(text, choices, fetch=fetch)
     path = Path(text)
     if path.is_dir():
         return read_directory(path, choices)

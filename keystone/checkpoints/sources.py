@@ -24,6 +24,9 @@ BLOCK_BYTES = 8 << 20
 FLOATS: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 """The safetensors codes a base may hold, and the bytes of a value."""
 
+Fetch: TypeAlias = Literal["all", "small"]
+"""What to fetch from a hub: everything a base needs, or all but its weights."""
+
 SourceKind: TypeAlias = Literal["directory", "hub", "gguf"]
 
 

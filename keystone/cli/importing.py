@@ -84,7 +84,10 @@ def import_command(
         return
     if not is_source(source):
         raise click.UsageError(f"{source!r} is no directory, no file and no hub address (hf://org/name)")
-    plan = _plan(source, licence=licence, dtype=dtype, tokenizer=tokenizer, ignored=ignored)
+    plan = _plan(source, licence, dtype, ignored, tokenizer, dry_run=dry_run)
+    if loops is not None and plan.checkpoint.config.plt_num_loops != 1:
+        held = plan.checkpoint.config.plt_num_loops
+        raise click.UsageError(f"{source} has {held} loops already; leave --loops away")
     _report(session, plan, verbose=verbose)
     if dry_run:
         _dry_run(session, plan)
@@ -106,14 +109,20 @@ def _import_nano(session: Session, name: str) -> None:
 
 
 def _plan(
-    source: str, *, licence: str | None, dtype: str | None, tokenizer: Path | None, ignored: tuple[str, ...]
+    source: str,
+    licence: str | None,
+    dtype: str | None,
+    ignored: tuple[str, ...],
+    tokenizer: Path | None,
+    *,
+    dry_run: bool,
 ) -> "Plan":
     from keystone.checkpoints.huggingface import Choices  # noqa: PLC0415 - torch
     from keystone.checkpoints.importing import plan_import  # noqa: PLC0415
     from keystone.checkpoints.opening import open_source  # noqa: PLC0415
 
-    code = DTYPES[dtype] if dtype else None
-    return plan_import(open_source(source, Choices(licence, code, ignored, tokenizer)))
+    choices = Choices(licence, DTYPES[dtype] if dtype else None, ignored, tokenizer)
+    return plan_import(open_source(source, choices, fetch="small" if dry_run else "all"))
 
 
 def _report(session: Session, plan: "Plan", *, verbose: bool) -> None:

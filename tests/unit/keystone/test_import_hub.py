@@ -14,7 +14,7 @@ from keystone.checkpoints.hub import HubError, parse_address, read_hub
 from keystone.checkpoints.huggingface import Choices
 from keystone.checkpoints.importing import import_checkpoint, plan_import
 from keystone.checkpoints.sources import Checkpoint
-from keystone.errors import InvalidInputError, RefusedError
+from keystone.errors import CheckpointError, InvalidInputError, RefusedError
 from manifests import Repository
 
 
@@ -64,6 +64,16 @@ def test_only_what_a_base_needs_is_fetched_and_only_once(hub: LocalHub, tmp_path
     again = read(hub, tmp_path / "cache")
     assert hub.asked == []
     assert again.origin == checkpoint.origin
+
+
+def test_a_dry_run_leaves_the_weights_where_they_are(hub: LocalHub, tmp_path: Path) -> None:
+    checkpoint = read_hub("hf://org/tiny", Choices(), fetch="small", endpoint=hub.endpoint, cache=tmp_path / "cache")
+    assert not [name for name in hub.asked if name.endswith(".safetensors")]
+    plan = plan_import(checkpoint)
+    assert plan.fates == {"mapped": 21}
+    assert checkpoint.headless
+    with Archive.create(tmp_path / "archive") as archive, pytest.raises(CheckpointError, match="dry-run"):
+        import_checkpoint(archive, plan)
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(

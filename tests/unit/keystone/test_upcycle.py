@@ -17,6 +17,7 @@ from keystone.checkpoints import assemble_base
 from keystone.checkpoints.upcycle import PROMPTS, SHARD, TRAINABLE_MODULES
 from keystone.cli import main
 from keystone.model import KeystoneCache, KeystoneForCausalLM
+from keystone.nano.embedded import DATA
 from manifests import Repository
 
 
@@ -135,6 +136,7 @@ def test_what_cannot_be_upcycled(archive: Path) -> None:
     for arguments, code, named in (
         (["nano", "--loops", "2"], 10, "has 2 loops already"),
         (["nobody", "--loops", "2"], 5, "nobody"),
+        ([str(DATA / "base"), "--tokenizer", str(DATA / "tokenizer"), "--loops", "2"], 2, "2 loops already"),
         (["one", "--trainable"], 2, "--loops"),
         (["one", "--loops", "1"], 2, "--loops"),
         (["one", "--loops", "2", "--ref", "Not A Ref"], 7, "Not A Ref"),
