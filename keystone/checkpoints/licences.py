@@ -61,6 +61,16 @@ def spdx(licence: str | None, *, name: str | None = None) -> str | None:
     return f"LicenseRef-{slug}" if slug else None
 
 
+def hub_licence(expression: str) -> tuple[str, str | None]:
+    """An SPDX expression in the Hub's words: its name for a licence, and for `other` what it is called."""
+    if expression == UNKNOWN:
+        return "unknown", None
+    for name, identifier in _SPDX_OF_HUB.items():
+        if identifier == expression:
+            return name, None
+    return "other", expression.removeprefix("LicenseRef-")
+
+
 def read_card(text: str) -> Card:
     """The header of a model card; an unreadable one says nothing."""
     found = _FRONT_MATTER.match(text[:MAX_FRONT_MATTER])

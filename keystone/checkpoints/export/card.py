@@ -15,19 +15,13 @@ from typing import Literal, TypeAlias
 from huggingface_hub import EvalResult, ModelCardData
 
 from csf_store import Digest
+from keystone.checkpoints.licences import hub_licence
 from keystone.identity import source_digest
 from manifests import EvalSummary, Manifest, Recipe, Source
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 _HUB_ID = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
-_HUB_LICENCES = frozenset({
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "isc", "zlib", "unlicense", "cc0-1.0",
-    "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0",
-    "artistic-2.0", "bsl-1.0", "eupl-1.2", "ofl-1.1", "wtfpl",
-})  # fmt: skip
-
-
 _VERIFY = """`keystone.json` lists the BLAKE3 digest of every file here (`b3sum FILE` prints the same hex) and holds the
 manifest itself, whose RFC 8785 bytes hash to the manifest digest above. Whoever has the archive runs
 `keystone audit {digest}`, which hashes all of it again and walks the lineage to the base."""
@@ -107,13 +101,8 @@ def _relation(facts: CardFacts) -> str | None:
 
 
 def _licence(expression: str) -> Mapping[str, str]:
-    """SPDX in the Hub's spelling: one of its identifiers, else `other` with the name."""
-    if expression == "NOASSERTION":
-        return {"license": "unknown"}
-    lowered = re.sub(r"-(only|or-later)$", "", expression.lower())
-    if lowered in _HUB_LICENCES:
-        return {"license": lowered}
-    return {"license": "other", "license_name": expression}
+    name, called = hub_licence(expression)
+    return {"license": name} if called is None else {"license": name, "license_name": called}
 
 
 def _is_about(summary: EvalSummary, facts: CardFacts) -> bool:

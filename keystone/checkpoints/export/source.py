@@ -7,16 +7,15 @@ the wild, in which file, and whether they are what the configuration calls for.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from csf_store import Archive, Digest, TensorInfo, TreeEntry
+from keystone.checkpoints.names import expected_tensors, our_name
 from keystone.errors import CheckpointError, RefusedError
-from keystone.model import KeystoneConfig, KeystoneForCausalLM
-from keystone.model.modeling import GATE_SPELLINGS
+from keystone.model import KeystoneConfig
 from manifests import KNOWN_CODES, Json, Manifest, Repository
 
 CONFIG_FILE = "config.json"
@@ -136,9 +135,7 @@ def _find_tensors(archive: Archive, base: Digest, shards: tuple[TreeEntry, ...])
     found: dict[str, StoredTensor] = {}
     for shard in shards:
         for stored_name, info in archive.tensors(shard.blob).items():
-            name = stored_name
-            for pattern, replacement in GATE_SPELLINGS.items():
-                name = re.sub(pattern, replacement, name)
+            name = our_name(stored_name)
             if name in found:
                 raise CheckpointError(f"base {base}: {shard.path} holds {stored_name} again; another shard has it")
             if info.dtype not in FLOAT_DTYPES:
@@ -151,15 +148,14 @@ def _find_tensors(archive: Archive, base: Digest, shards: tuple[TreeEntry, ...])
 
 
 def _check_complete(base: Digest, config: KeystoneConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    with torch.device("meta"):
-        wanted = dict(KeystoneForCausalLM(config).named_parameters())
+    wanted = expected_tensors(config)
     faults = {
         "missing": sorted(wanted.keys() - tensors.keys()),
         "surplus": sorted(tensors.keys() - wanted.keys()),
         "misshapen": [
-            f"{name} {list(tensors[name].info.shape)} for {list(wanted[name].shape)}"
+            f"{name} {list(tensors[name].info.shape)} for {list(wanted[name])}"
             for name in sorted(wanted.keys() & tensors.keys())
-            if tuple(tensors[name].info.shape) != tuple(wanted[name].shape)
+            if tuple(tensors[name].info.shape) != wanted[name]
         ],
     }
     named = [f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names]

@@ -95,8 +95,17 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("plain", torch.bfloat16),
+        ("plain", torch.float16),
+        ("wide-heads-and-biases", torch.bfloat16),
+        ("tied", torch.bfloat16),
+        ("qwen2", torch.bfloat16),
+    ],
+)
 def test_every_tensor_comes_back_exactly(
     archive: Archive, tmp_path: Path, tokenizer: Path, base: str, dtype: torch.dtype
 ) -> None:
