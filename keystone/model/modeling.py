@@ -604,7 +604,8 @@ class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         held = inputs.get("past_key_values")
-        if not kwargs.get("is_first_iteration", True) and isinstance(held, KeystoneCache) and held.seen:
+        adding = kwargs.get("next_sequence_length") == 1 and not kwargs.get("is_first_iteration", False)
+        if adding and isinstance(held, KeystoneCache) and held.seen:
             # Every token that `generate` adds counts as real, and looking for pads would wait for the device.
             inputs.pop("attention_mask", None)
         return inputs
