@@ -310,7 +310,7 @@ def adapter(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("hurt", "code", "named"),
     [
-        (outside, 7, "../outside.safetensors"),
+        (outside, 7, "the only place allowed"),
         (truncated, 7, "model.safetensors is not a sound"),
         (misshapen, 7, "misshapen: lm_head.weight"),
         (without, 7, "missing: model.layers.1.mlp.up_proj.weight"),
