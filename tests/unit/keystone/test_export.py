@@ -26,6 +26,8 @@ from csf_store import Archive, Digest
 from keystone import KeystoneForCausalLM
 from keystone.checkpoints.export import ExportRequest, examine_export, export
 from keystone.checkpoints.export.code_files import code_files
+from keystone.checkpoints.huggingface import Choices, read_directory
+from keystone.checkpoints.importing import import_checkpoint, plan_import
 from keystone.cli import main
 from keystone.errors import RefusedError
 from keystone.nano.embedded import DATA
@@ -175,6 +177,21 @@ def test_other_spellings_of_the_gate_are_written_in_the_vendors(
         "head_dim",
     ):
         assert found[name] == config[name], name
+
+
+@pytest.mark.parametrize(("layout", "loops"), [("vendor", 2), ("transformers", 2), ("transformers", 1)])
+def test_an_import_of_an_export_is_the_same_model(archive: Archive, tmp_path: Path, layout: str, loops: int) -> None:
+    directory = write_base(tmp_path / "base", plt_num_loops=loops, shards=2)
+    manifest = put_base(archive, directory)
+    export(archive, manifest, tmp_path / "out", ExportRequest(layout=layout))
+    imported = import_checkpoint(archive, plan_import(read_directory(tmp_path / "out", Choices())))
+    tensors = {}
+    for entry in archive.tree(imported.base).entries:
+        if entry.path.endswith(".safetensors"):
+            tensors |= {name: bytes(archive.read_tensor(entry.blob, name)) for name in archive.tensors(entry.blob)}
+    stored = {**load_file(directory / "part0.safetensors"), **load_file(directory / "part1.safetensors")}
+    assert tensors == {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
+    assert torch.equal(our_logits(archive, imported.manifest), our_logits(archive, manifest))
 
 
 def test_one_loop_has_no_vendor_form(archive: Archive, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,17 @@ def test_damaged_weights_are_not_exported(archive: Archive, tmp_path: Path, dtyp
     segment.write_bytes(data)
     with Archive.open(archive.path) as damaged, pytest.raises(CorruptError):
         export(damaged, manifest, tmp_path / "home" / "out", ExportRequest(dtype=dtype))
+    assert everything(tmp_path / "home") == set()
+
+
+def test_a_blob_is_proven_as_a_whole_before_its_tensors_are_read_one_by_one(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk proves itself; that the list of chunks is the blob's, only a hash of the whole can tell."""
+    manifest = put_base(archive, write_base(tmp_path / "base"))
+    monkeypatch.setattr(archive, "verify", lambda _: SimpleNamespace(ok=False, findings=()))
+    with pytest.raises(CorruptError, match="nothing was exported"):
+        export(archive, manifest, tmp_path / "home" / "out", ExportRequest(dtype="bfloat16"))
     assert everything(tmp_path / "home") == set()
 
 
