@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test check lint types imports bench-quality bench-storage bench-storage-peers faults fuzz smollm2 clean
+.PHONY: help quickstart test tamper check lint types imports bench-quality bench-storage bench-storage-peers faults fuzz smollm2 clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ $(SMOLLM2): | $(VENV)/.dev
 
 smollm2: $(SMOLLM2) ## somebody else's checkpoint: fetch SmolLM2-135M-Instruct (93 MB), import it, load it, ask it
 	@KEYSTONE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/pytest tests/integration/test_smollm2.py
+
+tamper: $(VENV)/.dev ## thousands of ways to tamper with an audited archive; COUNT=, SEED=
+	@$(BIN)/python tests/tamper/harness.py --count $(or $(COUNT),2300) --seed $(or $(SEED),1)
 
 bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
 	@$(BIN)/python bench/model_quality.py

@@ -165,8 +165,8 @@ def run(archive: Archive, work: Path, narrator: Narrator, settings: Settings | N
     narrator.chapter("Audit both: every byte re-hashed, the lineage walked to its root")
     auditor = Auditor(archive, fit=fit_problem, tied=TIED)
     audits = tuple(auditor.audit(digest) for digest in (base.digest, adapted.digest))
-    for report in audits:
-        narrator.say(f"{report.manifest.short}  {len(report.lines)} checks  {report.verdict.value}")
+    for measured, report in zip((base, adapted), audits, strict=True):
+        narrator.say(f"{measured.digest.short}  {len(report.lines)} checks  {report.verdict.value}")
         for line in report.lines:
             if line.verdict is not Verdict.PASS:
                 narrator.say(f"    {line.verdict.value}  {line.check}: {line.message}")

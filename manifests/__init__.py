@@ -41,6 +41,7 @@ from manifests.fields import DigestField, ModuleName
 from manifests.finding import Difference, ManifestQuery, differences
 from manifests.items import Item, read_items, score_problem
 from manifests.kinds import KINDS, json_schema, load_any, read_any
+from manifests.measurement import Measurement
 from manifests.parity import ParityCase, ParityReport
 from manifests.ref_names import is_ref_name
 from manifests.refs import RefEvent, Refs
@@ -114,6 +115,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ManifestQuery",
+    "Measurement",
     "MissingLinkError",
     "MissingParentError",
     "ModuleName",

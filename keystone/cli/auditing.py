@@ -73,7 +73,8 @@ def audit_command(
     if session.json:
         for line in report.lines:
             session.item(line.to_json(), "")
-        session.item({"manifest": str(report.manifest), "verdict": report.verdict.value}, "")
+        manifest = str(report.manifest) if report.manifest is not None else None
+        session.item({"manifest": manifest, "verdict": report.verdict.value}, "")
     else:
         draw(report)
     click.get_current_context().exit(report.exit_code(require_signatures=require_signatures))
@@ -82,8 +83,7 @@ def audit_command(
 def _report(auditor: "Auditor", target: str) -> "AuditReport":
     if Path(target).is_dir() and ("/" in target or os.sep in target or (Path(target) / "keystone.json").is_file()):
         return _export_report(auditor, Path(target))
-    digest, ref = auditor.resolve(target)
-    return auditor.audit(digest, ref=ref)
+    return auditor.audit_target(target)
 
 
 def _export_report(auditor: "Auditor", directory: Path) -> "AuditReport":
@@ -114,7 +114,7 @@ def draw(report: "AuditReport") -> None:
     from rich.markup import escape  # noqa: PLC0415
     from rich.tree import Tree  # noqa: PLC0415
 
-    tree = Tree(f"[bold]{report.manifest}[/]")
+    tree = Tree(f"[bold]{report.manifest or 'no manifest'}[/]")
     for line in report.lines:
         verdict = f"[{COLOURS[line.verdict.value]}]{line.verdict.value:<8}[/]"
         subject = f" [dim]{_short(line.subject)}[/]" if line.subject else ""

@@ -70,6 +70,7 @@ class Auditor:
         known: Mapping[Digest, PublicKey] = MappingProxyType({}),
     ) -> None:
         self._state = state
+        self._kept: set[Digest] = set()
         self._remembered = state.recall(archive) if state is not None else None
         trusted = partial(self._remembered.trusts, archive) if quick and self._remembered is not None else None
         facts = read_ledger(archive)
@@ -97,6 +98,31 @@ class Auditor:
             raise RefNotFoundError(f"no ref {text!r} in {self._context.archive.path}; refs here: {known}")
         return moves[-1].target, name
 
+    def audit_target(self, text: str) -> AuditReport:
+        """Audit what a person means; see `resolve`.
+
+        Where the ledger is damaged and no longer says where a ref is, the report says that, and names no manifest.
+
+        Raises:
+            RefNotFoundError, InvalidNameError, csf_store.CsfError: when nothing, or more than one manifest, is meant.
+        """
+        try:
+            digest, ref = self.resolve(text)
+        except RefNotFoundError:
+            lines = self._ledger_lines()
+            if all(line.verdict is not Verdict.FAIL for line in lines):
+                raise
+            return AuditReport(manifest=None, lines=tuple(lines))
+        return self.audit(digest, ref=ref)
+
+    def _ledger_lines(self) -> list[AuditLine]:
+        context = self._context
+        lines = _told("ledger", None, lambda: check_ledger(context))
+        if self._state is not None:
+            place = str(self._state.directory)
+            lines += _told("checkpoint", None, lambda: check_checkpoint(context, self._remembered, place))
+        return lines
+
     def audit(self, manifest: Digest, *, ref: str | None = None) -> AuditReport:
         """Check a manifest and everything under it.
 
@@ -105,10 +131,7 @@ class Auditor:
             ref: a ref whose moves are to be checked even if it is elsewhere now.
         """
         context = self._context
-        lines = _told("ledger", None, lambda: check_ledger(context))
-        if self._state is not None:
-            place = str(self._state.directory)
-            lines += _told("checkpoint", None, lambda: check_checkpoint(context, self._remembered, place))
+        lines = self._ledger_lines()
         try:
             loaded = load_manifest(context.archive, manifest)
         except (CsfError, ManifestError) as error:
@@ -139,9 +162,11 @@ class Auditor:
         """Keep the checkpoint if the ledger is sound; a ledger that is not must not become what is compared with."""
         facts = self._context.facts
         bad = any(line.verdict is Verdict.FAIL and line.check in {"ledger", "checkpoint"} for line in lines)
-        if self._state is None or bad or facts.checkpoint is None:
+        fresh = [digest for digest in self._context.prover.proven() if digest not in self._kept]
+        if self._state is None or bad or facts.checkpoint is None or (self._kept and not fresh):
             return
-        self._state.keep(self._context.archive, facts.checkpoint, self._context.prover.proven())
+        self._state.keep(self._context.archive, facts.checkpoint, fresh)
+        self._kept.update(fresh)
 
 
 def audit(archive: Archive, manifest: Digest, *, fit: FitCheck | None = None) -> AuditReport:

@@ -39,9 +39,12 @@ class AuditLine:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """Every line of one audit, in the order the checks were made."""
+    """Every line of one audit, in the order the checks were made.
 
-    manifest: Digest
+    `manifest` is None where a damaged ledger no longer says which one a ref is at.
+    """
+
+    manifest: Digest | None
     lines: tuple[AuditLine, ...]
 
     @property
@@ -61,7 +64,7 @@ class AuditReport:
     def to_json(self) -> JsonObject:
         """One JSON object for `--json`."""
         return {
-            "manifest": str(self.manifest),
+            "manifest": str(self.manifest) if self.manifest is not None else None,
             "verdict": self.verdict.value,
             "lines": [line.to_json() for line in self.lines],
         }

@@ -19,11 +19,12 @@ class ObjectProver:
         self._archive = archive
         self._trusted = trusted or (lambda _: False)
         self._known: dict[Digest, str | None] = {}
+        self._hashed: set[Digest] = set()
         self.skipped = 0
 
     def proven(self) -> Iterator[Digest]:
-        """Everything that was found sound so far."""
-        yield from (digest for digest, problem in self._known.items() if problem is None)
+        """Everything that was hashed so far and found sound."""
+        yield from (digest for digest in self._hashed if self._known[digest] is None)
 
     def problems(self, digests: Iterable[Digest]) -> Mapping[Digest, str]:
         """What is wrong with some objects; those that are sound are left out."""
@@ -32,6 +33,7 @@ class ObjectProver:
         to_hash = [digest for digest in fresh if not self._trusted(digest)]
         self.skipped += len(fresh) - len(to_hash)
         self._known |= dict.fromkeys(fresh, None)
+        self._hashed.update(to_hash)
         for finding in self._archive.verify(to_hash, follow=False).findings if to_hash else ():
             where = f" (segment {finding.segment}, offset {finding.offset})" if finding.segment is not None else ""
             # A finding without an object condemns all that was asked about: it must not get lost.

@@ -48,7 +48,7 @@ def audit_page(repository: Repository, report: AuditReport, *, target: str, when
         for line in report.lines
     )
     try:
-        drawing = lineage_svg(repository.load(report.manifest), _verdicts(report))
+        drawing = lineage_svg(repository.load(report.manifest), _verdicts(report)) if report.manifest else ""
     except (CsfError, ManifestError) as error:
         drawing = f"<p>The lineage cannot be drawn: {escape(str(error))}</p>"
     verdict = report.verdict

@@ -25,11 +25,11 @@ Look = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Remembered:
-    """What is known of one archive."""
+    """What is known of one archive: `proven` says of each object which segments it is read from."""
 
     checkpoint: Checkpoint
     segments: Mapping[str, Look] = field(default_factory=dict)
-    proven: frozenset[str] = frozenset()
+    proven: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def trusts(self, archive: Archive, digest: Digest) -> bool:
         """Whether an object was proven, and nothing it is read from changed since."""
@@ -40,6 +40,11 @@ class Remembered:
         except CsfError:
             return False
         return all(name in self.segments and self.segments[name] == look(archive, name) for name in names)
+
+    def unchanged(self, archive: Archive) -> dict[str, tuple[str, ...]]:
+        """Everything proven that lies in segments which still look as they did."""
+        same = {name for name, told in self.segments.items() if told == look(archive, name)}
+        return {digest: names for digest, names in self.proven.items() if same.issuperset(names)}
 
 
 class AuditorState:
@@ -60,7 +65,7 @@ class AuditorState:
             return Remembered(
                 Checkpoint.parse(str(found["checkpoint"])),
                 {name: (a, b, c, d) for name, (a, b, c, d) in segments.items()},
-                frozenset(map(str, found["proven"])),
+                {str(digest): tuple(map(str, names)) for digest, names in found["proven"].items()},
             )
         except FileNotFoundError:
             return None
@@ -72,14 +77,12 @@ class AuditorState:
 
     def keep(self, archive: Archive, checkpoint: Checkpoint, proven: Iterable[Digest]) -> None:
         """Remember an audit that found nothing wrong with the ledger: whole on disk, or as it was before."""
-        names: dict[str, Look] = {}
-        lasting = []
+        before = self.recall(archive)
+        lasting = before.unchanged(archive) if before is not None else {}
         for digest in proven:
-            for name in archive.segments_of(digest):
-                if name not in names:
-                    names[name] = look(archive, name)
-            lasting.append(str(digest))
-        found = {"checkpoint": str(checkpoint), "segments": names, "proven": sorted(lasting)}
+            lasting[str(digest)] = tuple(sorted(archive.segments_of(digest)))
+        names = {name: look(archive, name) for name in sorted({name for each in lasting.values() for name in each})}
+        found = {"checkpoint": str(checkpoint), "segments": names, "proven": lasting}
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = self._file(archive)
         fresh = target.with_suffix(f".{os.getpid()}")
