@@ -96,3 +96,77 @@ def test_signed_checkpoints(keystone: Keystone, tmp_path: Path) -> None:
     keystone.run("checkpoint", "verify", str(note), "--key", "alice", code=1)
     note.write_text("nonsense", encoding="utf-8")
     keystone.run("checkpoint", "verify", str(note), "--key", "alice", code=7)
+
+
+def verdicts(told: list[dict[str, object]]) -> dict[str, str]:
+    return {str(line["check"]): str(line["verdict"]) for line in told if "check" in line}
+
+
+def test_an_audit_remembers_what_it_saw(keystone: Keystone, tmp_path: Path) -> None:
+    first = keystone.told("audit", "nano")
+    assert first[-1]["verdict"] == "UNSIGNED"
+    assert any("first sight" in str(line.get("message")) for line in first)
+    assert [path.suffix for path in (tmp_path / "state").iterdir()] == [".json"]
+    keystone.run("ref", "set", "prod", "nano")
+    again = keystone.told("audit", "nano", "--quick")
+    told = {str(line.get("check")): str(line.get("message")) for line in again}
+    assert "begins with the" in told["checkpoint"] and "unchanged since" in told["objects"]
+    keystone.run("audit", "nano", "--require-signatures", code=4)
+    keystone.run("key", "new", "alice")
+    keystone.run("key", "trust", "alice")
+    keystone.run("sign", "nano", "--key", "alice")
+    assert keystone.one("audit", "nano", "--require-signatures")["verdict"] == "PASS"
+    ledger = keystone.archive / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-2]))
+    for cache in keystone.archive.glob("ledger.sqlite*"):
+        cache.unlink()
+    assert verdicts(keystone.told("audit", "nano", code=1))["checkpoint"] == "FAIL"
+
+
+def test_a_ref_as_it_was(keystone: Keystone) -> None:
+    keystone.run("ref", "set", "prod", "nano")
+    moment = datetime.now(UTC).isoformat()
+    other = str(keystone.one("manifest", "create", "--from", "nano", "--bare", "--label", "n=2")["manifest"])
+    keystone.run("ref", "set", "prod", other)
+    assert keystone.one("audit", "prod")["manifest"] == other
+    then = keystone.told("audit", f"prod@{moment}")
+    assert then[-1]["manifest"] != other and verdicts(then)["ref"] == "PASS"
+    keystone.run("audit", "prod@yesterday", code=7)
+    keystone.run("audit", "prod@2026-01-01T00:00:00", code=7)
+    keystone.run("audit", "prod@1999-01-01T00:00:00Z", code=5)
+    keystone.run("audit", "nobody", code=5)
+
+
+def test_one_page_to_read(keystone: Keystone, tmp_path: Path) -> None:
+    label = "note=<script>alert(1)</script>"
+    other = str(keystone.one("manifest", "create", "--from", "nano", "--bare", "--label", label)["manifest"])
+    page = tmp_path / "audit.html"
+    keystone.run("audit", other, "--html", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and "<svg" in text and "frozen base" in text and other in text
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+    assert "UNSIGNED" in text
+
+
+def test_an_exported_directory(keystone: Keystone, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    keystone.run("export", "nano", str(out))
+    told = keystone.told("audit", str(out))
+    assert verdicts(told)["export"] == "PASS" and told[-1]["verdict"] == "UNSIGNED"
+    config = out / "config.json"
+    config.write_text(config.read_text() + " ")
+    changed = keystone.told("audit", str(out), code=1)
+    (line,) = (line for line in changed if line.get("check") == "export")
+    assert line["verdict"] == "FAIL" and "config.json" in str(line["message"])
+    (out / "keystone.json").unlink()
+    keystone.run("audit", f"{out}/", code=keystone_error(out))
+
+
+def keystone_error(directory: Path) -> int:
+    """What an export without its list is refused with."""
+    from keystone.checkpoints.export import examine_export  # noqa: PLC0415 - as the command does
+    from keystone.errors import CheckpointError  # noqa: PLC0415
+
+    with pytest.raises(CheckpointError) as caught:
+        examine_export(directory)
+    return caught.value.exit_code
