@@ -58,6 +58,12 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
     @property
+    def kept_modules(self) -> tuple[str, ...]:
+        """The linear modules and embeddings that are not quantized, by full name; adapters are not among them."""
+        names = {_plain_name(name) for name, module in self.model.named_modules() if _holds_a_matrix(module)}
+        return tuple(sorted(names - set(self.recipe.modules) - {""}))
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes the weights hold in memory, quantization state and adapters included."""
         return weight_bytes(self.model)
@@ -236,3 +242,14 @@ def attach_adapters(
             progress(sum(tensor.nbytes for tensor in tensors.values()))
     wrapped.base_model.set_adapter([use.adapter.hex[:12] for use in uses], inference_mode=True)
     return wrapped  # type: ignore[no-any-return]
+
+
+def _plain_name(name: str) -> str:
+    """A module's name as the recipe knows it: without what PEFT puts around it, and empty for its own modules."""
+    if ".lora_" in name:
+        return ""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
+def _holds_a_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding)

@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def nano_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive that holds keystone-nano under the ref `nano`. Read it, or copy it; never write to it."""
+    """An archive that holds keystone-nano as ref `nano`. Read it, or copy it; loads keep quantized weights in it."""
     path = tmp_path_factory.mktemp("nano") / "archive"
     with Archive.create(path) as archive:
         import_nano(archive)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from blake3 import blake3
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig
 
 from csf_store import Archive, CorruptError, Digest, Kind, TensorInfo, Tree, TreeEntry, allocate
@@ -27,6 +28,8 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+_FACTORIES = (torch.empty, torch.ones, torch.zeros)
+_FILLS = ("normal_", "uniform_", "fill_", "zero_")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -122,9 +125,26 @@ class BaseCheckpoint:
                 progress(entry.size)
 
 
+class _Blank(TorchFunctionMode):
+    """Parameters are made on the meta device and left as they are; what is computed, such as angles, stays computed.
+
+    `torch.device("meta")` would compute there, too, and that imports torch's whole compiler, half a second of it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        fields = dict(kwargs or {})
+        if func in _FACTORIES and fields.get("device") is None:
+            return torch.empty(*args, **{**fields, "device": "meta"})
+        if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in _FILLS:
+            return fields["tensor"] if "tensor" in fields else args[0]
+        return func(*args, **fields)
+
+
 def blank_model(config: KeystoneConfig) -> KeystoneForCausalLM:
     """A model without memory for its weights, which costs nothing but its modules."""
-    with torch.device("meta"):
+    with _Blank():
         return KeystoneForCausalLM(config)  # type: ignore[no-any-return, unused-ignore]
 
 

@@ -9,6 +9,8 @@ from csf_store import CommandTable, Session
 COMMANDS = {
     "quickstart": ("quickstart", "The whole story in two minutes, on the embedded base."),
     "load": ("loading", "Assemble, verify and quantize a manifest, and let it answer."),
+    "fit": ("fit", "Say whether a model fits a box, before loading it."),
+    "cache": ("caching", "Quantized weights that are kept: list them, drop them."),
     "import": ("importing", "Bring a base into the archive."),
     "parity": ("parity", "Compare our forward pass with the vendor's engine."),
     "export": ("exporting", "Write a manifest as a directory that other software loads."),

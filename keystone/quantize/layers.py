@@ -31,7 +31,7 @@ from manifests import Recipe
 Parts = Mapping[str, Tensor]
 
 LARGEST_HALF = 65504.0
-_SLICE = 1 << 20
+SLICE = 1 << 20
 """Weights quantized at a time; bitsandbytes needs some 16 bytes of scratch for each."""
 
 
@@ -129,7 +129,7 @@ def quantize_weight(weight: Tensor, recipe: Recipe, *, name: str = "a weight") -
 
 def _slices(weight: Tensor) -> Iterator[Tensor]:
     # Whole blocks in every slice but the last, wherever rows end.
-    rows = max(1, _SLICE // max(1, weight.shape[1]))
+    rows = max(1, SLICE // max(1, weight.shape[1]))
     rows = rows if weight.shape[1] % BLOCK == 0 else -(-rows // BLOCK) * BLOCK
     yield from weight.split(rows)
 

@@ -49,6 +49,15 @@ class NoWriting(OsFileSystem):
         raise OSError(self.reason, os.strerror(self.reason))
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path) -> Path:
+    """An archive with nano and no quantized weights; the shared one may hold some that other tests' loads have kept."""
+    path = tmp_path / "archive-without-cache"
+    with Archive.create(path) as archive:
+        keystone.import_nano(archive)
+    return path
+
+
 def never(*_: object, **__: object) -> None:
     raise AssertionError("the quantizer was called")
 
@@ -60,12 +69,12 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_the_second_load_quantizes_nothing_and_is_the_same(
-    own_nano_archive: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+    empty_cache: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = keystone.load("nano", archive=own_nano_archive, quantization=scheme)
+    first = keystone.load("nano", archive=empty_cache, quantization=scheme)
     before = {name: tensor.clone() for name, tensor in stored_form(first.model, first.recipe).items()}
     monkeypatch.setattr(assembling, "quantize_weight", never)
-    second = keystone.load("nano", archive=own_nano_archive, quantization=scheme)
+    second = keystone.load("nano", archive=empty_cache, quantization=scheme)
     assert (first.quantized_here, second.quantized_here) == (True, False)
     assert first.derived == second.derived is not None
     assert second.read_bytes < {"int8": 0.65, "nf4": 0.45}[scheme] * first.read_bytes
@@ -74,7 +83,7 @@ def test_the_second_load_quantizes_nothing_and_is_the_same(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(logits(first.model), logits(second.model))
     with pytest.raises(AssertionError, match="was called"):
-        keystone.load("nano", archive=own_nano_archive, quantization=scheme, cache="ignore")
+        keystone.load("nano", archive=empty_cache, quantization=scheme, cache="ignore")
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
@@ -88,8 +97,8 @@ def test_streaming_gives_what_quantizing_a_whole_model_gives(nano_archive: Path,
     assert torch.equal(logits(streamed.model), logits(whole))
 
 
-def test_it_is_an_ordinary_safetensors_blob_that_shares_what_the_base_has(own_nano_archive: Path) -> None:
-    with Archive.open(own_nano_archive) as archive:
+def test_it_is_an_ordinary_safetensors_blob_that_shares_what_the_base_has(empty_cache: Path) -> None:
+    with Archive.open(empty_cache) as archive:
         before = archive.segment_bytes()
         loaded = keystone.load("nano", archive=archive, quantization="nf4")
         assert loaded.derived is not None
@@ -120,20 +129,20 @@ def damage_what_was_added(archive: Path, before: dict[Path, int]) -> None:
     segment.write_bytes(content)
 
 
-def test_a_damaged_copy_is_noticed_reported_and_made_again(own_nano_archive: Path) -> None:
-    before = segments(own_nano_archive)
-    first = keystone.load("nano", archive=own_nano_archive, quantization="int8")
+def test_a_damaged_copy_is_noticed_reported_and_made_again(empty_cache: Path) -> None:
+    before = segments(empty_cache)
+    first = keystone.load("nano", archive=empty_cache, quantization="int8")
     expected = logits(first.model)
     assert first.derived is not None
-    damage_what_was_added(own_nano_archive, before)
-    second = keystone.load("nano", archive=own_nano_archive, quantization="int8")
+    damage_what_was_added(empty_cache, before)
+    second = keystone.load("nano", archive=empty_cache, quantization="int8")
     assert second.quantized_here
     assert "damaged, made again" in second.notes[0]
     assert torch.equal(logits(second.model), expected)
     # The damaged bytes stand where the new ones would: nothing is pinned before it can be read back.
     assert second.derived is None
     assert "csf repair" in second.notes[1]
-    with Archive.open(own_nano_archive) as archive:
+    with Archive.open(empty_cache) as archive:
         archive.repair()
         third = keystone.load("nano", archive=archive, quantization="int8")
         fourth = keystone.load("nano", archive=archive, quantization="int8")
@@ -142,21 +151,21 @@ def test_a_damaged_copy_is_noticed_reported_and_made_again(own_nano_archive: Pat
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.ENOSPC])
-def test_an_archive_that_takes_nothing_still_loads(own_nano_archive: Path, reason: int) -> None:
-    with Archive.open(own_nano_archive, fs=NoWriting(own_nano_archive, reason)) as archive:
+def test_an_archive_that_takes_nothing_still_loads(empty_cache: Path, reason: int) -> None:
+    with Archive.open(empty_cache, fs=NoWriting(empty_cache, reason)) as archive:
         loaded = keystone.load("nano", archive=archive, quantization="int8")
         assert loaded.quantized_here
         assert loaded.derived is None
         assert "were not cached" in loaded.notes[0]
         assert list(list_derived(archive)) == []
-    assert keystone.load("nano", archive=own_nano_archive, quantization="int8").derived is not None
+    assert keystone.load("nano", archive=empty_cache, quantization="int8").derived is not None
 
 
-def test_two_loads_at_once_do_no_harm(own_nano_archive: Path) -> None:
+def test_two_loads_at_once_do_no_harm(empty_cache: Path) -> None:
     found: list[keystone.LoadedModel] = []
 
     def run() -> None:
-        found.append(keystone.load("nano", archive=own_nano_archive, quantization="nf4"))
+        found.append(keystone.load("nano", archive=empty_cache, quantization="nf4"))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -165,14 +174,14 @@ def test_two_loads_at_once_do_no_harm(own_nano_archive: Path) -> None:
         thread.join()
     assert found[0].derived == found[1].derived is not None
     assert torch.equal(logits(found[0].model), logits(found[1].model))
-    with Archive.open(own_nano_archive) as archive:
+    with Archive.open(empty_cache) as archive:
         assert len(list(list_derived(archive))) == 1
         assert archive.verify(deep=True).ok
 
 
 @pytest.mark.parametrize("change", ["short", "missing", "surplus", "float"])
-def test_a_blob_pinned_under_the_key_that_is_no_such_model_is_not_used(own_nano_archive: Path, change: str) -> None:
-    first = keystone.load("nano", archive=own_nano_archive, quantization="nf4", cache="ignore")
+def test_a_blob_pinned_under_the_key_that_is_no_such_model_is_not_used(empty_cache: Path, change: str) -> None:
+    first = keystone.load("nano", archive=empty_cache, quantization="nf4", cache="ignore")
     tensors = dict(stored_form(first.model, first.recipe))
     name = "model.layers.1.mlp.up_proj.absmax"
     if change == "short":
@@ -184,7 +193,7 @@ def test_a_blob_pinned_under_the_key_that_is_no_such_model_is_not_used(own_nano_
     else:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     key = DerivedKey(first.manifest.assembly.base, first.recipe)
-    with Archive.open(own_nano_archive) as archive:
+    with Archive.open(empty_cache) as archive:
         forged = store_derived(archive, key, tensors)
         loaded = keystone.load("nano", archive=archive, quantization="nf4")
         assert loaded.quantized_here
@@ -193,8 +202,8 @@ def test_a_blob_pinned_under_the_key_that_is_no_such_model_is_not_used(own_nano_
     assert torch.equal(logits(loaded.model), logits(first.model))
 
 
-def test_a_cache_keeps_no_base_alive_and_goes_when_it_is_dropped(own_nano_archive: Path) -> None:
-    with Archive.open(own_nano_archive) as archive:
+def test_a_cache_keeps_no_base_alive_and_goes_when_it_is_dropped(empty_cache: Path) -> None:
+    with Archive.open(empty_cache) as archive:
         loaded = keystone.load("nano", archive=archive, quantization="int8")
         assert loaded.derived is not None
         archive.collect(grace=0, threshold=0)
@@ -206,10 +215,10 @@ def test_a_cache_keeps_no_base_alive_and_goes_when_it_is_dropped(own_nano_archiv
         assert archive.verify(Repository(archive).load(loaded.digest).links()).ok
 
 
-def test_other_libraries_make_another_blob(own_nano_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = keystone.load("nano", archive=own_nano_archive, quantization="int8")
+def test_other_libraries_make_another_blob(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = keystone.load("nano", archive=empty_cache, quantization="int8")
     monkeypatch.setattr(derived, "version", lambda name: "99.0" if name == "bitsandbytes" else "1")
-    second = keystone.load("nano", archive=own_nano_archive, quantization="int8")
+    second = keystone.load("nano", archive=empty_cache, quantization="int8")
     assert second.quantized_here
     assert first.derived != second.derived is not None
 

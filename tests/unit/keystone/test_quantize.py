@@ -74,7 +74,7 @@ def some_input(inputs: int = 128) -> torch.Tensor:
 def test_slices_give_bitsandbytes_own_bytes(
     shape: tuple[int, int], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers_module, "_SLICE", 1500)
+    monkeypatch.setattr(layers_module, "SLICE", 1500)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(5)).bfloat16()
     ours = quantize_weight(weight, recipe)
     functional = bitsandbytes()
