@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from csf_store import Digest
 from manifests import (
     KINDS,
+    CheckpointNote,
+    Envelope,
     Manifest,
+    PublicKey,
     TensorEntry,
     canonical_bytes,
     parse_canonical,
@@ -49,7 +55,8 @@ def test_spec_vectors(name: str, data: bytes, digest: str) -> None:
 
 
 def test_the_spec_has_vectors_of_every_identity() -> None:
-    assert {name for name, _, _ in vectors()} >= {"canonical", "assembly", "recipe", "tensor-set", "manifest"}
+    named = {"approval", "attestation", "envelope", "source-gate-report", "tripwire-policy", "tripwire-report"}
+    assert {name for name, _, _ in vectors()} >= {"canonical", "assembly", "recipe", "tensor-set", "manifest"} | named
 
 
 def test_tensor_set_vector_from_bytes() -> None:
@@ -88,3 +95,26 @@ def test_a_golden_manifest_says_what_it_says() -> None:
     assert [(e.metric, e.passed) for e in manifest.evals] == [("bits_per_byte", None), ("pass@1", 61)]
     assert manifest.source.note.endswith("\U0001f642") and list(manifest.labels) == ["owner", "stage"]
     assert len(manifest.links()) == len(set(manifest.links())) == 13
+
+
+def test_signature_vectors() -> None:
+    """With nothing of ours but the reading: the key is made again, the envelope and the note are checked by hand."""
+    spec = (ROOT / "manifests" / "SPEC.md").read_text(encoding="utf-8")
+    private = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"alice").digest())
+    public = private.public_key().public_bytes_raw()
+    vkey = PublicKey("alice", public)
+    assert f"`{vkey}`" in spec
+    data = next(data for name, data, _ in vectors() if name == "envelope")
+    envelope = json.loads(data)
+    payload, kind = base64.b64decode(envelope["payload"]), envelope["payloadType"].encode()
+    message = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    (signature,) = envelope["signatures"]
+    assert signature["keyid"] == f"b3:{blake3(public).hexdigest()}"
+    assert base64.b64encode(private.sign(message)).decode() == signature["sig"]
+    assert Envelope.parse(data).statement.to_bytes() == payload
+    predicate = canonical_bytes(json.loads(payload)["predicate"])
+    assert f"b3:{blake3(predicate).hexdigest()}" == DIGESTS["approval.v1.json"]
+    note = spec.split("```note\n")[1].split("```")[0]
+    CheckpointNote.parse(note).check(vkey)
+    body = note.split("\n\n")[0] + "\n"
+    assert base64.b64decode(note.rstrip().split(" ")[-1]) == vkey.note_hash + private.sign(body.encode())
