@@ -6,7 +6,7 @@ reason. Nothing of a tensor is read before its blocks are asked for, so a checkp
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -115,7 +115,3 @@ class Checkpoint:
     notes: tuple[Note, ...] = ()
     headless: bool = False
     named: tuple[str, ...] | None = None
-
-    def noting(self, *notes: Note) -> "Checkpoint":
-        """The same with more notes."""
-        return replace(self, notes=(*self.notes, *notes))

@@ -73,10 +73,12 @@ def import_command(
     """  # noqa: D301 - \b is for click
     from keystone.checkpoints.opening import is_source  # noqa: PLC0415 - torch, not needed for --help
 
-    quiet_libraries()
+    quiet_libraries(bars=not session.json)
     if trainable and loops is None:
         raise click.UsageError("--trainable says how loops are made; give --loops")
     if source == NANO and loops is None:
+        if dry_run or licence or dtype or tokenizer or ignored:
+            raise click.UsageError("nano comes as it is: --ref is its only option; ./nano would be a directory")
         _import_nano(session, ref or NANO)
         return
     if loops is not None and not is_source(source):

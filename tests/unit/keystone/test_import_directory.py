@@ -373,6 +373,19 @@ def test_a_bad_ref_or_licence_stores_nothing(llama: Path, tmp_path: Path) -> Non
         assert not held
 
 
+def test_nano_takes_no_options_it_would_overlook(tmp_path: Path) -> None:
+    for options in (["--dry-run"], ["--licence", "MIT"], ["--dtype", "float32"]):
+        result = run(tmp_path / "archive", "nano", *options)
+        assert result.exit_code == 2
+        assert not (tmp_path / "archive").exists()
+
+
+def test_an_audit_finds_nothing_wrong_with_an_import(llama: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "archive", str(llama), "--loops", "2").exit_code == 0
+    audit = CliRunner().invoke(main, ["--archive", str(tmp_path / "archive"), "audit", "small_llama-2loops"])
+    assert audit.exit_code == 0, audit.output
+
+
 def test_a_ref_that_exists_stays(llama: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     first = lines(run(archive, str(llama), "--ref", "prod", "--json"))[-1]
