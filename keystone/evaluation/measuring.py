@@ -60,17 +60,21 @@ def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, texts: S
     Returns:
         Summed negative log2 likelihood over the UTF-8 bytes of all predicted tokens.
     """
-    bits, total_bytes = 0.0, 0
+    measured = [text_bits(model, tokenizer, text) for text in texts]
+    return sum(bits for bits, _ in measured) / sum(size for _, size in measured)
+
+
+def text_bits(model: nn.Module, tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[float, int]:
+    """Bits the model needs for one text, and the bytes of the text; see `bits_per_byte`."""
+    bits = 0.0
     device = next(model.parameters()).device
+    ids = tokenizer(text)["input_ids"]
     with torch.inference_mode():
-        for text in texts:
-            ids = tokenizer(text)["input_ids"]
-            for start in range(0, len(ids) - 1, WINDOW):
-                row = torch.tensor(ids[start : start + WINDOW + 1], device=device)
-                logits: Tensor = model(row[None, :-1], use_cache=False).logits[0].float()
-                bits += float(functional.cross_entropy(logits, row[1:], reduction="sum")) / math.log(2)
-            total_bytes += len(text.encode())
-    return bits / total_bytes
+        for start in range(0, len(ids) - 1, WINDOW):
+            row = torch.tensor(ids[start : start + WINDOW + 1], device=device)
+            logits: Tensor = model(row[None, :-1], use_cache=False).logits[0].float()
+            bits += float(functional.cross_entropy(logits, row[1:], reduction="sum")) / math.log(2)
+    return bits, len(text.encode())
 
 
 def store_report(
