@@ -9,8 +9,10 @@ from csf_store import CommandTable, Session
 COMMANDS = {
     "quickstart": ("quickstart", "The whole story in two minutes, on the embedded base."),
     "load": ("loading", "Assemble, verify and quantize a manifest, and let it answer."),
+    "eval": ("evaluating", "Measure a manifest on a suite, by executing what it writes."),
     "fit": ("fit", "Say whether a model fits a box, before loading it."),
     "cache": ("caching", "Quantized weights that are kept: list them, drop them."),
+    "bench": ("benching", "Measure what each way to hold a model costs it."),
     "import": ("importing", "Bring a base into the archive."),
     "parity": ("parity", "Compare our forward pass with the vendor's engine."),
     "export": ("exporting", "Write a manifest as a directory that other software loads."),
