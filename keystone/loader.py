@@ -119,7 +119,7 @@ def _load(
     assembly = manifest.assembly
     if assembly.code not in KNOWN_CODES:
         raise RefusedError(f"manifest {digest} runs on {assembly.code}; this release computes {', '.join(KNOWN_CODES)}")
-    place = default_device() if device is None else _usable(device)
+    place = default_device() if device is None else usable_device(device)
     read = 0
 
     def count(amount: int) -> None:
@@ -170,7 +170,7 @@ def planned_bytes(
     repository = Repository(archive)
     manifest = repository.load(target if isinstance(target, Digest) else repository.resolve(target))
     checkpoint = BaseCheckpoint.open(archive, manifest.assembly.base)
-    recipe = _choice(checkpoint, manifest, quantization, default_device() if device is None else _usable(device)).recipe
+    recipe = _choice(checkpoint, manifest, quantization, default_device() if device is None else usable_device(device)).recipe
     quantized = recipe.quantization != "none"
     derived = find_derived(archive, DerivedKey(checkpoint.digest, recipe)) if quantized else None
     adapters = sum(
@@ -187,7 +187,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
     """A device that is here.
 
     Raises:
