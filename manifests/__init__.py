@@ -1,6 +1,7 @@
 """Manifests: small immutable documents that say what a runnable model is."""
 
 from manifests.approvals import SignedApproval, draft_approval, find_approval, read_approval
+from manifests.attaching import attach
 from manifests.auditing.auditor import Auditor, audit
 from manifests.auditing.context import FitCheck
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
@@ -156,6 +157,7 @@ __all__ = [
     "TrustSpan",
     "Verdict",
     "approval_statement",
+    "attach",
     "audit",
     "audit_page",
     "canonical_bytes",

@@ -110,6 +110,33 @@ def create(
     session.item(fields, f"{digest}\nnext: keystone ref set NAME {digest.short}")
 
 
+@manifest_command.command("attach")
+@click.argument("target", metavar="MANIFEST|REF")
+@click.argument("records", nargs=-1, required=True, metavar="EVIDENCE...")
+@json_option
+@pass_session
+def attach(session: Session, *, target: str, records: tuple[str, ...]) -> None:
+    """Write a manifest of the same assembly with more evidence: eval reports, a tripwire report, approvals.
+
+    Evidence of other weights, or an approval of another recipe, is refused.
+
+    \b
+    Example:
+      keystone manifest attach prod b3:1a2b3c4d b3:5e6f7a8b
+    """  # noqa: D301 - \b is for click
+    from csf_store import Kind  # noqa: PLC0415 - see show
+    from manifests import Repository  # noqa: PLC0415
+    from manifests import attach as attached  # noqa: PLC0415
+
+    with session.open() as archive:
+        repository = Repository(archive)
+        above = repository.resolve(target)
+        evidence = [archive.resolve(text, kind=Kind.RECORD) for text in records]
+        digest = repository.put(attached(repository, above, evidence))
+    fields: dict[str, Value] = {"manifest": str(digest), "parent": str(above)}
+    session.item(fields, f"{digest}\nnext: keystone ref set NAME {digest.short}")
+
+
 @manifest_command.command("list")
 @json_option
 @pass_session
