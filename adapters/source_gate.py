@@ -63,7 +63,7 @@ _LONGEST = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EvidenceRun:
     """What running a record's evidence again showed."""
 
     passed: int
@@ -74,7 +74,7 @@ class Outcome:
 class Executor(Protocol):
     """Runs a record's evidence again: tests in a sandbox, a grounding check, a signature."""
 
-    def __call__(self, record: ConvergenceRecord) -> Outcome:
+    def __call__(self, record: ConvergenceRecord) -> EvidenceRun:
         """Check one claim anew; raise where that cannot be done."""
 
 

@@ -8,7 +8,7 @@ import pytest
 from adapters.contamination import HeldOut, HoldoutIndex, code_form, code_tokens
 from adapters.errors import InvalidPolicyError, SourceRefusedError
 from adapters.records import ConvergenceRecord, deduplicate
-from adapters.source_gate import Outcome, SourceGate, require_admitted
+from adapters.source_gate import EvidenceRun, SourceGate, require_admitted
 from csf_store import Digest
 from keystone.evaluation.basics import draw_held_out, draw_training
 from keystone.evaluation.fingerprint import source_fingerprint
@@ -34,12 +34,12 @@ def record(task: Task = TRAIN[0], *, answer: str | None = None, **changes: objec
     return ConvergenceRecord(**parts)  # type: ignore[arg-type]
 
 
-def gate(*records: ConvergenceRecord, execute: Callable[[ConvergenceRecord], Outcome] | None = None) -> SourceGate:
+def gate(*records: ConvergenceRecord, execute: Callable[[ConvergenceRecord], EvidenceRun] | None = None) -> SourceGate:
     stored = {each.digest: each for each in records}
-    return SourceGate(stored.__getitem__, execute or (lambda each: Outcome(4, 4)), INDEX)
+    return SourceGate(stored.__getitem__, execute or (lambda each: EvidenceRun(4, 4)), INDEX)
 
 
-def reason(each: ConvergenceRecord, execute: Callable[[ConvergenceRecord], Outcome] | None = None) -> str:
+def reason(each: ConvergenceRecord, execute: Callable[[ConvergenceRecord], EvidenceRun] | None = None) -> str:
     report = gate(each, execute=execute).judge([each.digest], data=[CHECK])
     assert report.accepted == ()
     assert report.data == ()
@@ -73,7 +73,7 @@ def test_records_that_contradict_themselves_cannot_be_made(changes: dict[str, ob
 def test_what_stands_up_to_being_run_again_is_let_in_with_its_ground_and_proof() -> None:
     each = [record(task) for task in TRAIN[:3]]
     ran: list[Digest] = []
-    report = gate(*each, execute=lambda one: ran.append(one.digest) or Outcome(4, 4)).admit(
+    report = gate(*each, execute=lambda one: ran.append(one.digest) or EvidenceRun(4, 4)).admit(
         [one.digest for one in each], data=[CHECK]
     )
     assert {one.record for one in report.accepted} == {one.digest for one in each} == set(ran)
@@ -103,18 +103,20 @@ def test_names_that_only_resemble_a_benchmark_are_not_refused() -> None:
 
 
 def test_evidence_is_run_again_and_believed_only_then() -> None:
-    assert "3 of 4 checks passed on the second look" in reason(record(), lambda _: Outcome(3, 4, "on the second look"))
-    assert "does not hold: 0 of 0" in reason(record(), lambda _: Outcome(0, 0))
-    assert "2 checks were run, 4 claimed" in reason(record(), lambda _: Outcome(2, 2))
+    assert "3 of 4 checks passed on the second look" in reason(
+        record(), lambda _: EvidenceRun(3, 4, "on the second look")
+    )
+    assert "does not hold: 0 of 0" in reason(record(), lambda _: EvidenceRun(0, 0))
+    assert "2 checks were run, 4 claimed" in reason(record(), lambda _: EvidenceRun(2, 2))
 
-    def broken(_: ConvergenceRecord) -> Outcome:
+    def broken(_: ConvergenceRecord) -> EvidenceRun:
         raise OSError("no sandbox\nhere")
 
     assert reason(record(), broken) == "its evidence could not be run again: OSError: no sandbox here"
 
 
 def test_code_is_only_executed_when_all_else_is_right() -> None:
-    def never(_: ConvergenceRecord) -> Outcome:
+    def never(_: ConvergenceRecord) -> EvidenceRun:
         raise AssertionError("executed")
 
     assert "hold-out" in reason(record(HELD[0]), never)
@@ -126,7 +128,7 @@ def test_records_that_are_missing_or_not_what_their_name_says_are_refused() -> N
     each, other = record(), record(TRAIN[1])
     report = gate(each).judge([each.digest, other.digest])
     assert [one.record for one in report.rejected] == [other.digest]
-    swapped = SourceGate({each.digest: other}.__getitem__, lambda _: Outcome(4, 4), INDEX)
+    swapped = SourceGate({each.digest: other}.__getitem__, lambda _: EvidenceRun(4, 4), INDEX)
     assert f"what is stored under this name is {other.digest}" in swapped.judge([each.digest]).rejected[0].reason
 
 
