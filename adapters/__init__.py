@@ -1,15 +1,21 @@
 """Adapters: the only way weights may change."""
 
+from adapters.comparison import Contrast, FamilyLoss, Outcome
+from adapters.contamination import HeldOut, HoldoutIndex, Match
 from adapters.errors import (
     AdapterError,
     AdapterFitError,
     AdapterNotFoundError,
     BaseChangedError,
+    HoldoutError,
     InvalidAdapterError,
+    InvalidEvidenceError,
+    InvalidPolicyError,
     MissingTensorError,
     OutputExistsError,
     PickleAdapterError,
     ShapeMismatchError,
+    SourceRefusedError,
     SurplusTensorError,
     TrainingFailedError,
     TrainingRefusedError,
@@ -17,39 +23,106 @@ from adapters.errors import (
 )
 from adapters.fit import archived_adapter, check_fit, check_fits, fit_problem
 from adapters.frozen import base_entries, check_unchanged
+from adapters.guard_report import GuardReport, ReferenceModel, histories
+from adapters.guard_report import judge as judge_candidate
+from adapters.guard_report import recheck as recheck_report
+from adapters.holdouts import HoldoutBook, HoldoutEvent, Journal, OpenedDraw, Secret, SuiteStatus
 from adapters.peft_config import LoraSettings
 from adapters.peft_format import AdapterTensors, TensorShape, read_adapter
+from adapters.records import Claim, Confidence, ConvergenceRecord, Evidence, RecordSource, deduplicate
+from adapters.signals import Sample, SampledItem, SignalShift, SignalTable, divergences, entropies
+from adapters.signals import calibrate as calibrate_signals
+from adapters.signals import measure as measure_signals
+from adapters.source_gate import PUBLIC_BENCHMARKS, EvidenceRun, SourceGate, require_admitted
+from adapters.statistics import Look, confidence_sequence, minimal_effect, wilson
 from adapters.store import add_adapter
 from adapters.training import TrainingResult, train_lora
+from adapters.tripwire import Judgement, Measured, Reason, Standing, conclude
+from adapters.tripwire_documents import TripwireEvidence, tripwire_evidence, tripwire_policy
+from adapters.tripwire_policy import DEFAULT_SIGNALS, GuardPolicy, SignalRule
 from adapters.writing import canonical_config, write_adapter
 
 __all__ = [
+    "DEFAULT_SIGNALS",
+    "PUBLIC_BENCHMARKS",
     "AdapterError",
     "AdapterFitError",
     "AdapterNotFoundError",
     "AdapterTensors",
     "BaseChangedError",
+    "Claim",
+    "Confidence",
+    "Contrast",
+    "ConvergenceRecord",
+    "Evidence",
+    "EvidenceRun",
+    "FamilyLoss",
+    "GuardPolicy",
+    "GuardReport",
+    "HeldOut",
+    "HoldoutBook",
+    "HoldoutError",
+    "HoldoutEvent",
+    "HoldoutIndex",
     "InvalidAdapterError",
+    "InvalidEvidenceError",
+    "InvalidPolicyError",
+    "Journal",
+    "Judgement",
+    "Look",
     "LoraSettings",
+    "Match",
+    "Measured",
     "MissingTensorError",
+    "OpenedDraw",
+    "Outcome",
     "OutputExistsError",
     "PickleAdapterError",
+    "Reason",
+    "RecordSource",
+    "ReferenceModel",
+    "Sample",
+    "SampledItem",
+    "Secret",
     "ShapeMismatchError",
+    "SignalRule",
+    "SignalShift",
+    "SignalTable",
+    "SourceGate",
+    "SourceRefusedError",
+    "Standing",
+    "SuiteStatus",
     "SurplusTensorError",
     "TensorShape",
     "TrainingFailedError",
     "TrainingRefusedError",
     "TrainingResult",
+    "TripwireEvidence",
     "UnsupportedAdapterError",
     "add_adapter",
     "archived_adapter",
     "base_entries",
+    "calibrate_signals",
     "canonical_config",
     "check_fit",
     "check_fits",
     "check_unchanged",
+    "conclude",
+    "confidence_sequence",
+    "deduplicate",
+    "divergences",
+    "entropies",
     "fit_problem",
+    "histories",
+    "judge_candidate",
+    "measure_signals",
+    "minimal_effect",
     "read_adapter",
+    "recheck_report",
+    "require_admitted",
     "train_lora",
+    "tripwire_evidence",
+    "tripwire_policy",
+    "wilson",
     "write_adapter",
 ]
