@@ -1,17 +1,51 @@
 """Batched decoding: many prompts in, their continuations out.
 
 Prompts of unequal length share a batch: they are sorted by length to keep padding small and come back in the order
-given. Sampling draws from a generator of its own, so that a seed gives the same text whatever ran before.
+given. A sequence that has ended leaves the batch as soon as half of the batch has, so a long answer does not keep
+short ones computing. Each prompt draws from a generator of its own when sampling: a seed gives the same text whatever
+ran before and whoever shares its batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from keystone.model import KeystoneCache
+
 Progress = Callable[[int], None]
+
+MOST_RESERVED = 256
+"""Tokens that a cache makes room for ahead of an answer; longer answers let it grow."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the likeliest at temperature 0, else drawn from the nucleus of mass `top_p`."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def draws(self, prompt: int, count: int) -> Tensor:
+        """The random numbers of one prompt, `[count]` in [0, 1): a function of the seed and of its place alone."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + prompt) % 2**63)
+        return torch.rand(count, generator=generator)
+
+    def choose(self, logits: Tensor, draws: Tensor) -> Tensor:
+        """The next token of each sequence, `[B]`."""
+        if self.temperature <= 0:
+            return logits.argmax(-1)
+        likely, token = (logits.float() / self.temperature).softmax(-1).sort(dim=-1, descending=True)
+        mass = likely.cumsum(-1)
+        # A token belongs to the nucleus if those before it do not fill it; the likeliest always does.
+        nucleus = ((mass - likely) < self.top_p).sum(-1, keepdim=True).clamp_min(1)
+        target = draws[:, None].to(mass) * mass.gather(1, nucleus - 1)
+        place = torch.searchsorted(mass, target, right=True).minimum(nucleus - 1)
+        return token.gather(1, place)[:, 0]
 
 
 def complete(
@@ -29,9 +63,9 @@ def complete(
     """Continue each prompt until an end token or `max_new_tokens`.
 
     Args:
-        model: a causal model with `generate`.
+        model: a `KeystoneForCausalLM`, wrapped by PEFT or not.
         tokenizer: its tokenizer; special tokens it adds by itself are kept.
-        prompts: any number of texts.
+        prompts: any number of texts; an empty one begins with the beginning token.
         max_new_tokens: the most tokens to add to each.
         temperature: 0 is greedy.
         top_p: nucleus size when sampling.
@@ -42,30 +76,57 @@ def complete(
     Returns:
         The continuations alone, special tokens left out, in the order of the prompts.
     """
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    encoded = [tokenizer(prompt)["input_ids"] or [_first_id(model, tokenizer)] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    sampling = Sampling(temperature, top_p, seed)
     answers = [""] * len(prompts)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    device = next(model.parameters()).device
-    with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with torch.inference_mode():
         for batch in _batches(order, batch_size):
-            ids, mask = _left_padded([encoded[index] for index in batch], _pad_id(model, tokenizer))
-            output: Tensor = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=_pad_id(model, tokenizer),
-                **sampling,
-            )
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
+            draws = torch.stack([sampling.draws(index, max_new_tokens) for index in batch])
+            tokens = _continue(model, [encoded[index] for index in batch], draws, sampling, _end_ids(model, tokenizer))
+            for index, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 answers[index] = text
             if progress is not None:
                 progress(len(batch))
     return answers
+
+
+def _continue(
+    model: Any, prompts: Sequence[Sequence[int]], draws: Tensor, sampling: Sampling, ends: frozenset[int]
+) -> list[list[int]]:
+    """Token ids that follow each prompt, the end token left out; at most as many as there are draws."""
+    most = draws.shape[1]
+    answers: list[list[int]] = [[] for _ in prompts]
+    if most == 0:
+        return answers
+    device = next(model.parameters()).device
+    ids, mask = _left_padded(prompts)
+    cache = KeystoneCache(model.config, reserve=ids.shape[1] + min(most, MOST_RESERVED))
+    logits = _last_logits(model, ids.to(device), cache, attention_mask=mask.to(device))
+    rows, live = list(range(len(prompts))), set(range(len(prompts)))
+    draws = draws.to(device)
+    for step in range(most):
+        chosen = sampling.choose(logits, draws[:, step])
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if row in live and token not in ends:
+                answers[row].append(token)
+            else:
+                live.discard(row)
+        if not live or step == most - 1:
+            break
+        if 2 * len(live) <= len(rows):
+            staying = [place for place, row in enumerate(rows) if row in live]
+            cache.select(staying)
+            chosen, draws = chosen[staying], draws[staying]
+            rows = [rows[place] for place in staying]
+        logits = _last_logits(model, chosen[:, None], cache)
+    return answers
+
+
+def _last_logits(model: Any, ids: Tensor, cache: KeystoneCache, **inputs: Tensor) -> Tensor:
+    output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+    logits: Tensor = output.logits[:, -1]
+    return logits
 
 
 def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -73,21 +134,26 @@ def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield order[start : start + size]
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(1, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
+def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask; the mask hides what fills the rows, so any id will do."""
+    width = max(len(row) for row in rows)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
-        if row:
-            ids[index, width - len(row) :] = torch.tensor(row)
-            mask[index, width - len(row) :] = 1
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
     return ids, mask
 
 
-def _pad_id(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> int:
-    """A token to fill rows with; the mask hides it, so any id will do when none is set aside."""
-    configured = getattr(model, "generation_config", None)
-    for candidate in (tokenizer.pad_token_id, getattr(configured, "pad_token_id", None), tokenizer.eos_token_id):
+def _end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The tokens that end an answer: what the model's generation settings say, or else its tokenizer."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = tokenizer.eos_token_id if configured is None else configured
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def _first_id(model: Any, tokenizer: PreTrainedTokenizerFast) -> int:
+    """A token to begin with where there is no prompt."""
+    for candidate in (tokenizer.bos_token_id, getattr(model.config, "bos_token_id", None), tokenizer.eos_token_id):
         if isinstance(candidate, int):
             return candidate
     return 0

@@ -12,7 +12,7 @@ from keystone import LoadedModel, load
 from keystone.evaluation import ItemResult, Side, SuiteResult, Verdict
 from keystone.evaluation.basics import draw_held_out
 from keystone.evaluation.measuring import WINDOW, bits_per_byte, store_report
-from keystone.generation import complete
+from keystone.generation import Sampling, complete
 from manifests import EvalReport, Repository
 
 PROMPTS = [
@@ -36,6 +36,58 @@ def test_an_answer_does_not_depend_on_the_batch(loaded: LoadedModel, batch_size:
     together = complete(loaded.model, loaded.tokenizer, PROMPTS, max_new_tokens=10, batch_size=batch_size)
     alone = [complete(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=10)[0] for prompt in PROMPTS]
     assert together == alone
+
+
+def test_greedy_gives_the_tokens_of_generate(loaded: LoadedModel) -> None:
+    answers = loaded.complete(PROMPTS[:3], max_new_tokens=20)
+    for prompt, answer in zip(PROMPTS, answers, strict=False):
+        ids = torch.tensor([loaded.tokenizer(prompt)["input_ids"]])
+        made = loaded.model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+        assert answer == loaded.tokenizer.decode(made, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_sample_depends_on_the_seed_and_not_on_the_batch(loaded: LoadedModel, batch_size: int) -> None:
+    settings = {"max_new_tokens": 10, "temperature": 0.9, "top_p": 0.8, "seed": 4}
+    together = loaded.complete(PROMPTS, **settings)
+    assert loaded.complete(PROMPTS, batch_size=batch_size, **settings) == together
+    assert len(set(loaded.complete(PROMPTS[:1] * 4, **{**settings, "temperature": 2.0}))) > 1
+
+
+def test_answers_end_at_an_end_token_and_leave_the_batch(loaded: LoadedModel) -> None:
+    """Rows leave when half have ended: whoever stays gets the answer it would get alone."""
+    prompts = [task.prompt for task in draw_held_out(6, 3, families="seen")] + PROMPTS[:2]
+    widths: list[int] = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda _, __, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = loaded.complete(prompts, max_new_tokens=40)
+    hook.remove()
+    assert widths[0] == 8
+    assert 0 < widths[-1] <= 4
+    assert together == [loaded.complete([prompt], max_new_tokens=40)[0] for prompt in prompts]
+
+
+def test_the_next_token_is_drawn_from_the_nucleus() -> None:
+    """Against shares counted out: draws spread evenly over [0, 1) give each token its share of the nucleus."""
+    probabilities = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
+    draws = (torch.arange(10_000) + 0.5) / 10_000
+    logits = probabilities.log().expand(len(draws), -1)
+
+    def shares(top_p: float, temperature: float = 1.0) -> list[float]:
+        chosen = Sampling(temperature, top_p).choose(logits, draws)
+        return [round(float((chosen == token).float().mean()), 3) for token in range(5)]
+
+    assert shares(1.0) == pytest.approx([0.1, 0.4, 0.05, 0.25, 0.2], abs=2e-3)
+    assert shares(0.6) == pytest.approx([0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], abs=2e-3)
+    assert shares(0.66) == pytest.approx([0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85], abs=2e-3)
+    assert shares(0.0) == [0, 1, 0, 0, 0]
+    squared = probabilities.square() / probabilities.square().sum()
+    assert shares(1.0, temperature=0.5) == pytest.approx(squared.tolist(), abs=2e-3)
+
+
+def test_no_tokens_asked_for_none_given(loaded: LoadedModel) -> None:
+    assert loaded.complete(PROMPTS[:2], max_new_tokens=0) == ["", ""]
 
 
 def test_a_seed_gives_the_same_sample_and_leaves_the_callers_randomness_alone(loaded: LoadedModel) -> None:
