@@ -210,8 +210,12 @@ def _show(session: Session, loaded: "LoadedModel", measured: "tuple[Score, ...]"
 
 def _show_record(session: Session, kept: "Recorded") -> None:
     reports: list[Value] = [str(summary.report) for summary in kept.summaries]
-    fields: dict[str, Value] = {"manifest": str(kept.manifest), "reports": reports, "items": str(kept.items)}
-    lines = [f"items     {kept.items}", *(f"report    {report}" for report in reports), f"manifest  {kept.manifest}"]
+    fields: dict[str, Value] = {
+        "manifest": str(kept.manifest),
+        "reports": reports,
+        "items": [str(items) for items in kept.items],
+    }
+    lines = [*(f"report    {report}" for report in reports), f"manifest  {kept.manifest}"]
     session.item(fields, "\n".join(lines))
 
 

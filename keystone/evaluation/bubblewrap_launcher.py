@@ -11,6 +11,7 @@ the place of source n, and `libraries`, where bubblewrap's own libraries are if 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -26,7 +27,8 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     sources = plan["sources"]
     for group in plan["cgroups"]:
-        with open(group, "w") as file:  # noqa: PTH123 - pathlib doubles the start-up time
+        # A group that may be made but not entered is none; the limits of each process hold all the same.
+        with contextlib.suppress(OSError), open(group, "w") as file:  # noqa: PTH123 - pathlib doubles the start-up time
             file.write(str(os.getpid()))
     if os.geteuid() == 0:
         sources = _staged(plan["staging"], sources)

@@ -39,12 +39,16 @@ class Judged:
     Attributes:
         verdict: only `passed` counts.
         detail: why not, as far as it is known; untrusted text, made printable and short.
-        seconds: wall-clock time of its run; 0 where an equal program had been run already.
+        seconds: wall-clock time of its run.
+        right: checks that held: calls with the expected value, or 1 for test code that was satisfied.
+        total: checks there are: the item's calls, or 1 for test code.
     """
 
     verdict: Verdict
     detail: str = ""
     seconds: float = 0.0
+    right: int = 0
+    total: int = 1
 
 
 def run_candidates(
@@ -136,9 +140,13 @@ def read_evidence(evidence: bytes) -> tuple[CodeItem, str]:
 
 def _judged(item: CodeItem, execution: Execution) -> Judged:
     verdict, detail = _VERDICTS[execution.status], execution.detail
-    if verdict is Verdict.PASSED and item.cases:
-        expected = [canonical(case.expected) for case in item.cases]
-        right = sum(a == b for a, b in zip(expected, execution.values, strict=False))
-        if right != len(expected) or len(execution.values) != len(expected):
-            verdict, detail = Verdict.FAILED, f"{len(expected) - right} of {len(expected)} calls returned another value"
-    return Judged(verdict, detail, execution.seconds)
+    total = len(item.cases) or 1
+    if verdict is not Verdict.PASSED:
+        return Judged(verdict, detail, execution.seconds, 0, total)
+    if not item.cases:
+        return Judged(verdict, detail, execution.seconds, 1, total)
+    expected = [canonical(case.expected) for case in item.cases]
+    right = sum(a == b for a, b in zip(expected, execution.values, strict=False))
+    if right != total or len(execution.values) != total:
+        verdict, detail = Verdict.FAILED, f"{total - right} of {total} calls returned another value"
+    return Judged(verdict, detail, execution.seconds, right, total)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 _OURS: Final = 192 << 20
 """Memory for the zygote, the judge and bubblewrap."""
 _OUR_PROCESSES: Final = 16
+_PREFIX: Final = "keystone-"
+_PATIENCE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class ControlGroup:
         """A group with room for one program and what surrounds it; an empty one where that is not to be had."""
         memory = str(2 * limits.memory_bytes + limits.disk_bytes + _OURS)
         processes = str(limits.processes + _OUR_PROCESSES)
-        name = f"keystone-{secrets.token_hex(8)}"
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         places = _own_groups()
         if (root / "cgroup.controllers").exists():
             wanted = [(root / places.get("", "").lstrip("/") / name, {"memory.max": memory, "pids.max": processes})]
@@ -45,6 +49,8 @@ class ControlGroup:
                     ("pids", "pids.max", processes),
                 )
             ]
+        for folder, _ in wanted:
+            _sweep(folder.parent)
         return cls(tuple(folder for folder, files in wanted if _made(folder, files)))
 
     @property
@@ -58,10 +64,38 @@ class ControlGroup:
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
     def remove(self) -> None:
-        """Remove the folders; a process of it that is still dying keeps one for a moment, and the kernel says so."""
+        """Kill what is left in the group and remove its folders; the dead keep a folder until they are reaped."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         for folder in self.folders:
+            while not _removed(folder) and time.monotonic() < deadline:
+                _kill_all(folder)
+                time.sleep(0.002)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _kill_all(folder: Path) -> None:
+    with suppress(OSError):
+        for pid in (folder / "cgroup.procs").read_text(encoding="ascii").split():
             with suppress(OSError):
-                folder.rmdir()
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the groups of processes that were killed before they could; their own processes have ended with them."""
+    with suppress(OSError):
+        for folder in parent.glob(f"{_PREFIX}*"):
+            owner = folder.name.removeprefix(_PREFIX).split("-")[0]
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                _removed(folder)
 
 
 def _own_groups() -> dict[str, str]:

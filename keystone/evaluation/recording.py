@@ -21,6 +21,7 @@ from keystone.loader import LoadedModel
 from manifests import EvalReport, EvalSummary, Interval, Repository, Score
 
 BITS_PER_BYTE = "bits-per-byte"
+PASS_AT = "pass@"  # noqa: S105 - a metric, no secret
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Recorded:
     """What an evaluation left in the archive.
 
     Attributes:
-        items: the blob of per-item results.
+        items: blobs of per-item results, one for each metric, from which its score can be counted again.
         summaries: one for each metric, in the order asked for, each naming its report.
         manifest: the new manifest: same assembly, these evaluations added.
     """
 
-    items: Digest
+    items: tuple[Digest, ...]
     summaries: tuple[EvalSummary, ...]
     manifest: Digest
 
@@ -84,12 +85,14 @@ def record(
 
     Storing the same evaluation again changes nothing: everything is named by what it is.
     """
-    data = "".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in results)
     with repository.archive.keeping():
-        items = repository.archive.put_bytes(data.encode()).digest
         recipe = loaded.recipe.digest
-        summaries = []
+        summaries, blobs = [], []
         for score in measured:
+            lines = item_lines(suite, settings, results, score.metric)
+            data = "".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines)
+            items = repository.archive.put_bytes(data.encode()).digest
+            blobs.append(items)
             report = EvalReport(
                 assembly=loaded.manifest.assembly.digest,
                 recipe=recipe,
@@ -105,7 +108,32 @@ def record(
         if not known.issuperset(summaries):
             manifest = loaded.manifest.revised(evals=(*loaded.manifest.evals, *summaries), parent=loaded.digest)
             digest = repository.put(manifest)
-    return Recorded(items, tuple(summaries), digest)
+    return Recorded(tuple(blobs), tuple(summaries), digest)
+
+
+def item_lines(suite: Suite, settings: Settings, results: Sequence[Line], metric: str) -> list[Line]:
+    """One line an item, in the form that an audit counts again: a `verdict`, or a `value` and its `weight`.
+
+    With several answers an item, its value is its own pass@k, and the answers are listed under `samples`.
+    """
+    if suite.kind == "text":
+        return [
+            {**line, "value": float(str(line["bits"])) / float(str(line["bytes"])), "weight": line["bytes"]}
+            for line in results
+        ]
+    if settings.samples == 1:
+        return list(results)
+    k = int(metric.removeprefix(PASS_AT))
+    answers: dict[str, list[Line]] = {item.name: [] for item in suite.items}
+    for line in results:
+        answers[str(line["name"])].append(line)
+    lines: list[Line] = []
+    for item in suite.items:
+        passed = sum(line["verdict"] == Verdict.PASSED for line in answers[item.name])
+        samples = [{key: line[key] for key in ("verdict", "detail", "completion")} for line in answers[item.name]]
+        value = pass_at_k(settings.samples, passed, k)
+        lines.append({"name": item.name, "family": item.family, "value": value, "samples": samples})
+    return lines
 
 
 def _pass_at(suite: Suite, samples: int, passed: Sequence[int], k: int) -> Score:
@@ -124,7 +152,7 @@ def _pass_at(suite: Suite, samples: int, passed: Sequence[int], k: int) -> Score
     return Score(
         suite=suite.name,
         suite_digest=suite.digest,
-        metric=f"pass@{k}",
+        metric=f"{PASS_AT}{k}",
         n=n,
         passed=count,
         score=value,

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from csf_store import Archive, Kind
+from csf_store import Archive, Digest, Kind
 from keystone import evaluation
 from keystone.cli.app import main
 from keystone.errors import InvalidInputError, RefusedError
@@ -22,7 +22,8 @@ from keystone.evaluation.running import Settings, batch_seed, evaluate, journal_
 from keystone.evaluation.suites import Suite, load_suite
 from keystone.loader import LoadedModel
 from keystone.nano.embedded import import_nano
-from manifests import EvalReport, Recipe, Repository
+from manifests import EvalReport, Recipe, Repository, audit
+from manifests import Verdict as AuditVerdict
 
 RIGHT, WRONG = "    return n + 1\n", "    return n\n"
 
@@ -148,9 +149,15 @@ def test_scores_reports_and_the_manifest(
     assert set(manifest.evals) == set(kept.summaries) | set(model.manifest.evals)
     report = repository.load_record(kept.summaries[0].report, EvalReport)
     assert (report.assembly, report.recipe) == (model.manifest.assembly.digest, model.recipe.digest)
-    assert (report.result.suite_digest, report.seeds, report.items) == (suite.digest, (5,), kept.items)
-    stored = repository.archive.get_bytes(kept.items, kind=Kind.BLOB).splitlines()
-    assert [json.loads(line) for line in stored] == results
+    assert (report.result.suite_digest, report.seeds, report.items) == (suite.digest, (5,), kept.items[0])
+    stored = [json.loads(line) for line in repository.archive.get_bytes(kept.items[0], kind=Kind.BLOB).splitlines()]
+    assert [(line["name"], line["value"]) for line in stored] == [
+        (item.name, pytest.approx(count / 3)) for item, count in zip(suite.items, counts, strict=True)
+    ]
+    assert [one["completion"] for line in stored for one in line["samples"]] == [line["completion"] for line in results]
+    lines = [line for line in audit(repository.archive, kept.manifest).lines if line.check == "eval"]
+    assert len(lines) == 2
+    assert all(line.verdict is AuditVerdict.PASS for line in lines), lines
     again = record(repository, loaded, suite, SETTINGS, results=results, measured=measured, sandbox="process")
     assert again == kept
 
@@ -218,4 +225,7 @@ def test_texts_of_a_real_model_end_in_a_manifest(repository: Repository, tmp_pat
     assert (measured["metric"], measured["n"], measured["passed"]) == ("bits-per-byte", 2, None)
     assert 0 < measured["low"] <= measured["score"] <= measured["high"] < 8
     assert not [path for path in tmp_path.iterdir() if path != texts], "nothing is left to go on with"
+    lines = [line for line in audit(repository.archive, Digest.parse(kept["manifest"])).lines if line.check == "eval"]
+    assert lines
+    assert all(line.verdict is AuditVerdict.PASS for line in lines), lines
     assert _keystone(*where, *asked)[1][1] == kept, "the same evaluation again is the same manifest"

@@ -24,10 +24,11 @@ from keystone.evaluation import (
     Status,
 )
 from keystone.evaluation import bubblewrap as module
+from keystone.evaluation.control_groups import ControlGroup
 from keystone.evaluation.scoring import canonical
 from keystone.evaluation.workers import Cell, PooledSandbox
 
-LIMITS = Limits(wall_seconds=4.0, cpu_seconds=1, memory_bytes=256 << 20)
+LIMITS = Limits(wall_seconds=20.0, cpu_seconds=1, memory_bytes=256 << 20)  # the wall clock of a busy machine
 RIGHT = Program("def f(x):\n    return x + 1\n", "f", ((1,), (2,)))
 
 
@@ -159,6 +160,32 @@ def test_without_its_limit_a_program_takes_the_memory(tmp_path: Path, monkeypatc
     guard = '(resource.RLIMIT_AS, limits["memory_bytes"]),'
     with _weakened(tmp_path, monkeypatch, "inside/confinement.py", (guard, "")) as weak:
         assert _value(weak, MEMORY) == canonical(300)
+
+
+def _grouped() -> ControlGroup:
+    group = ControlGroup.create(LIMITS)
+    group.remove()
+    return group
+
+
+@pytest.mark.skipif(not _grouped().active, reason="this machine has no control groups to give")
+def test_the_cell_is_in_a_control_group_that_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ControlGroup] = []
+    create = ControlGroup.create
+    monkeypatch.setattr(ControlGroup, "create", lambda limits: made.append(create(limits)) or made[-1])
+    with BubblewrapSandbox(Limits(processes=400, wall_seconds=4.0), workers=1) as lenient:
+        bomb = (
+            "made = 0\nwhile True:\n    try:\n        pid = os.fork()\n    except OSError:\n        return made < 30\n"
+        )
+        assert lenient.run([RIGHT])[0].status is Status.RETURNED
+        cell = lenient._workers[0]._cell
+        assert cell is not None
+        for folder in made[-1].folders:
+            assert str(cell.process.pid) in (folder / "cgroup.procs").read_text().split()
+            if (folder / "pids.max").exists():
+                (folder / "pids.max").write_text("20")  # as if the program's own limit were not there
+        assert _value(lenient, bomb + "    if pid == 0:\n        import time\n        time.sleep(9)") == canonical(True)
+    assert not any(folder.exists() for group in made for folder in group.folders)
 
 
 # Disk
@@ -486,11 +513,14 @@ OURS = 3  # bubblewrap outside, bubblewrap inside, and the zygote
 
 
 def _settled(sandbox: PooledSandbox) -> int:
-    """Processes of the cell once the last supervisor has ended; it does so right after it replied."""
-    for _ in range(500):
-        if (count := _descendants(sandbox)) == OURS:
-            break
-    return count
+    """Processes of the cell once the last supervisor has ended; it does so right after it replied.
+
+    Two looks in a row must agree: an orphan on its way to another parent is in neither place for a moment.
+    """
+    counts = [0]
+    while len(counts) < 500 and counts[-2:] != [OURS, OURS]:
+        counts.append(_descendants(sandbox))
+    return counts[-1]
 
 
 def _descendants(sandbox: PooledSandbox) -> int:
