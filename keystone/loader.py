@@ -170,7 +170,8 @@ def planned_bytes(
     repository = Repository(archive)
     manifest = repository.load(target if isinstance(target, Digest) else repository.resolve(target))
     checkpoint = BaseCheckpoint.open(archive, manifest.assembly.base)
-    recipe = _choice(checkpoint, manifest, quantization, default_device() if device is None else usable_device(device)).recipe
+    place = default_device() if device is None else usable_device(device)
+    recipe = _choice(checkpoint, manifest, quantization, place).recipe
     quantized = recipe.quantization != "none"
     derived = find_derived(archive, DerivedKey(checkpoint.digest, recipe)) if quantized else None
     adapters = sum(

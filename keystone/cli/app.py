@@ -13,6 +13,7 @@ COMMANDS = {
     "fit": ("fit", "Say whether a model fits a box, before loading it."),
     "cache": ("caching", "Quantized weights that are kept: list them, drop them."),
     "bench": ("benching", "Measure what each way to hold a model costs it."),
+    "serve": ("serving", "Answer clients of OpenAI's and Ollama's APIs."),
     "import": ("importing", "Bring a base into the archive."),
     "parity": ("parity", "Compare our forward pass with the vendor's engine."),
     "export": ("exporting", "Write a manifest as a directory that other software loads."),

@@ -87,7 +87,9 @@ class Engine:
         self.config = config
         self.counters = Counters()
         self.ends = end_tokens(config, tokenizer)
-        self._dtype = next(model.parameters()).dtype
+        first = next(model.parameters())
+        self.on_card = first.device.type != "cpu"
+        self._dtype = first.dtype
         self._runner = Runner(model, config)
         self._select = select
         self._clock = clock
@@ -400,6 +402,7 @@ class Engine:
                 continue
             timing = answer.generation.timing
             timing.first_token = now if timing.first_token is None else timing.first_token
+            timing.finished = now  # before the last event is out: who hears it reads this
             try:
                 answer.take(None if answer.plain_greedy else logits_BV[row], likeliest[row], self.ends)
             except Exception as error:  # noqa: BLE001 - the other answers are fine
@@ -407,8 +410,7 @@ class Engine:
                 continue
             self.counters.generated_tokens += 1
             if answer.done:
-                timing.finished = self._clock()
-                self.counters.finished_seconds.append(timing.finished - timing.submitted)
+                self.counters.finished_seconds.append(now - timing.submitted)
 
     def _guarded(self, prompts: list[Prompt], fill: Callable[[list[Prompt]], None]) -> None:
         """Run prompts; if that breaks, run each alone, and fail only those that break again."""

@@ -55,6 +55,22 @@ class BodyTooLargeError(ServeError):
     code = "body_too_large"
 
 
+class SlowBodyError(ServeError):
+    """The body did not arrive in time."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "body_timeout"
+
+
+class NotOfferedError(ServeError):
+    """The endpoint is known, and this build cannot do what it asks."""
+
+    status = 501
+    kind = "invalid_request_error"
+    code = "not_offered"
+
+
 class UnauthorizedError(ServeError):
     """No bearer token, or one that is not known."""
 

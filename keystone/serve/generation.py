@@ -74,6 +74,7 @@ class Timing:
     """Moments of a request, in seconds of one monotonic clock; None until they come.
 
     Attributes:
+        finished: its newest token so far; the last one, once it is over.
         reused: tokens of the prompt that were known from an earlier one.
     """
 

@@ -1,0 +1,191 @@
+"""What Ollama's API takes, as far as it is honoured here; everything else is refused by name.
+
+Defaults are output-neutral ones (no repeat penalty, the whole distribution), not those of Ollama's own model files.
+"""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from keystone.serve.chat import Message
+from keystone.serve.errors import BadRequestError, UnsupportedValueError
+from keystone.serve.fields import RequestFields, refuse_unknown
+from keystone.serve.openai_fields import MAX_SEED, MOST_ALTERNATIVES
+from keystone.serve.sampling import Sampling
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+# Where and how fast numbers are computed, not which.
+_NEUTRAL_OPTIONS = frozenset(
+    {"num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "numa"}
+)
+_USUAL_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "mirostat": (0,),
+    "tfs_z": (1, 1.0),
+    "typical_p": (1, 1.0),
+    "penalize_newline": (True,),
+    "num_keep": (0,),
+}
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "format": ("",),
+    "images": ([],),
+    "suffix": ("",),
+    "think": (False,),
+    "tools": ([],),
+    "context": ([],),
+    "template": ("",),
+}
+
+
+def keep_seconds(text: str | float) -> float:
+    """`keep_alive` in seconds: a number, or a Go duration such as `5m`; negative is for ever.
+
+    Raises:
+        BadRequestError: it is neither.
+    """
+    if isinstance(text, str):
+        bare = text.strip().removeprefix("-")
+        parts = _PART.findall(bare)
+        if bare.isascii() and bare.isdigit() and len(bare) < 12:
+            value = float(bare)
+        elif parts and "".join(map("".join, parts)) == bare and len(bare) < 40:
+            value = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        else:
+            raise BadRequestError(f"keep_alive: {text[:40]!r} is no duration; say 5m, 0 or -1", parameter="keep_alive")
+        text = -value if text.strip().startswith("-") else value
+    return math.inf if text < 0 else float(text)
+
+
+class Options(RequestFields):
+    """`options`: how to draw, and how much."""
+
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.8
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repeat_last_n: int | None = None
+    presence_penalty: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
+    num_predict: Annotated[int, Field(ge=-2)] = -1
+    num_ctx: Annotated[int, Field(ge=1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of an answer; None is up to the context."""
+        return self.num_predict if self.num_predict > 0 else None
+
+    def check(self, context: int) -> None:
+        """Account for every option.
+
+        Raises:
+            UnsupportedValueError: naming the option.
+        """
+        refuse_unknown(self, neutral=_NEUTRAL_OPTIONS, defaults=_USUAL_OPTIONS, prefix="options.")
+        if self.num_ctx is not None and self.num_ctx > context:
+            raise UnsupportedValueError(
+                f"options.num_ctx: {self.num_ctx}, but this model's context is {context}", parameter="options.num_ctx"
+            )
+        if self.repeat_penalty != 1.0 and self.repeat_last_n not in (None, -1):
+            raise UnsupportedValueError(
+                "options.repeat_last_n: the penalty looks at the whole context here; say -1",
+                parameter="options.repeat_last_n",
+            )
+
+    def sampling(self, *, scores: bool, alternatives: int) -> Sampling:
+        """How to draw; Ollama's seed -1 means none."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            seed=None if self.seed == -1 else self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repeat_penalty=self.repeat_penalty,
+            scores=scores,
+            alternatives=alternatives,
+        )
+
+
+class OllamaMessage(RequestFields):
+    """One message."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+
+    def plain(self, number: int) -> Message:
+        """The message as text; images and tools are refused by name."""
+        where = f"messages.{number}."
+        if self.role == "tool":
+            raise UnsupportedValueError(f"{where}role: this server takes no tool calls", parameter=f"{where}role")
+        usual: dict[str, tuple[Any, ...]] = {
+            "images": ([],),
+            "tool_calls": ([],),
+            "thinking": ("",),
+            "tool_name": ("",),
+        }
+        refuse_unknown(self, neutral=(), defaults=usual, prefix=where)
+        return Message(self.role, self.content)
+
+
+class OllamaFields(RequestFields):
+    """What generating and chatting have in common."""
+
+    model: str
+    stream: bool = True
+    options: Options = Field(default_factory=Options)
+    keep_alive: str | float | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
+
+    def check(self, context: int) -> None:
+        """Account for every field.
+
+        Raises:
+            UnsupportedValueError: naming the field.
+        """
+        refuse_unknown(self, neutral=(), defaults=_USUAL)
+        self.options.check(context)
+
+
+class ChatFields(OllamaFields):
+    """`POST /api/chat`; without messages it only loads or unloads."""
+
+    messages: list[OllamaMessage] = Field(default_factory=list)
+
+
+class GenerateFields(OllamaFields):
+    """`POST /api/generate`; without a prompt it only loads or unloads."""
+
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+
+
+class ModelFields(RequestFields):
+    """Requests that name a model and nothing else; older clients call it `name`."""
+
+    model: str = ""
+    name: str = ""
+    verbose: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The model, under either name of the field.
+
+        Raises:
+            BadRequestError: there is none.
+        """
+        if not (self.model or self.name):
+            raise BadRequestError("model is required", parameter="model")
+        return self.model or self.name

@@ -1,0 +1,213 @@
+"""What OpenAI's API takes, as far as it is honoured here; everything else is refused by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from keystone.serve.chat import Message
+from keystone.serve.errors import BadRequestError, UnsupportedValueError
+from keystone.serve.fields import RequestFields, refuse_unknown
+from keystone.serve.sampling import Sampling
+
+MAX_SEED = 2**63 - 1
+MOST_ALTERNATIVES = 20
+
+_NEUTRAL = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+}
+
+Stops = str | Annotated[list[str], Field(max_length=16)]
+
+
+class StreamOptions(RequestFields):
+    """`stream_options`."""
+
+    include_usage: bool = False
+
+
+class CommonFields(RequestFields):
+    """What both kinds of completion take. `top_k`, `min_p` and `repetition_penalty` are a common extension."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Stops = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with its counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check(self) -> None:
+        """Account for every field.
+
+        Raises:
+            UnsupportedValueError, BadRequestError: naming the field.
+        """
+        usual = {**_USUAL, "best_of": (self.n,)}
+        refuse_unknown(self, neutral=_NEUTRAL, defaults=usual)
+        if self.stream_options is not None:
+            refuse_unknown(
+                self.stream_options,
+                neutral=("include_obfuscation",),
+                defaults={},
+                prefix="stream_options.",
+            )
+            if not self.stream:
+                raise BadRequestError("stream_options is for streams; set stream to true", parameter="stream_options")
+
+    def sampling(self, *, vocabulary: int, scores: bool, alternatives: int) -> Sampling:
+        """How to draw.
+
+        Raises:
+            BadRequestError: `logit_bias` names no token of this model.
+        """
+        bias: dict[int, float] = {}
+        for name, value in self.logit_bias.items():
+            if not (name.isascii() and name.isdigit()) or int(name[:12]) >= vocabulary:
+                raise BadRequestError(f"logit_bias: {name[:20]!r} is no token of this model", parameter="logit_bias")
+            bias[int(name)] = value
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repeat_penalty=self.repetition_penalty,
+            bias=bias,
+            scores=scores,
+            alternatives=alternatives,
+        )
+
+
+class ContentPart(RequestFields):
+    """A part of a message; only text is understood."""
+
+    type: str
+    text: str = ""
+
+
+class ChatMessage(RequestFields):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] = ""
+
+    def plain(self, number: int) -> Message:
+        """The message as text.
+
+        Raises:
+            UnsupportedValueError: an image, a tool's result, or another field that cannot be honoured.
+        """
+        where = f"messages.{number}."
+        if self.role in ("tool", "function"):
+            raise UnsupportedValueError(
+                f"{where}role: tool calls are not supported by this server", parameter=f"{where}role"
+            )
+        refuse_unknown(
+            self,
+            neutral=(),
+            defaults={"tool_calls": ([],), "refusal": ("",), "annotations": ([],), "name": ("",)},
+            prefix=where,
+        )
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Message(role, self.content)
+        for part in self.content:
+            if part.type != "text":
+                raise UnsupportedValueError(
+                    f"{where}content: this model reads text, not {part.type[:40]!r}", parameter=f"{where}content"
+                )
+        return Message(role, "".join(part.text for part in self.content))
+
+
+class ChatFields(CommonFields):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
+
+    def check(self) -> None:
+        """Account for every field, and for those that only make sense together."""
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise BadRequestError("top_logprobs needs logprobs to be true", parameter="top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise BadRequestError("max_tokens and max_completion_tokens differ; give one", parameter="max_tokens")
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of an answer, under either of its names."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionFields(CommonFields):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    echo: bool = False
+
+    def check(self) -> None:
+        """Account for every field, and for those that do not go together."""
+        super().check()
+        if self.echo and self.logprobs is not None:
+            raise UnsupportedValueError("echo with logprobs would need scores of the prompt", parameter="echo")
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, as texts or as tokens.
+
+        Raises:
+            BadRequestError: there is none.
+        """
+        given: Any = self.prompt
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            given = [given]
+        if not given:
+            raise BadRequestError("prompt is empty", parameter="prompt")
+        return given  # type: ignore[no-any-return]

@@ -1,0 +1,139 @@
+"""The bridge between engines, which are threads, and HTTP handlers, which are coroutines.
+
+An `AnswerStream` holds the lease on a model, submits the prompts of one HTTP request, and yields their events in one
+order. Whatever way a handler ends, `close` takes its generations back and gives up the lease.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from keystone.serve.generation import Event, Failed, Finished, FinishReason, Generation, GenerationRequest, Piece
+from keystone.serve.host import Lease
+from keystone.serve.sampling import TokenScore
+
+T = TypeVar("T")
+
+
+@dataclass
+class Choice:
+    """One complete answer."""
+
+    text: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
+    reason: FinishReason = "stop"
+    tokens: int = 0
+
+
+class AnswerStream:
+    """All answers to one HTTP request.
+
+    Args:
+        lease: on the model that answers; given up by `close`.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.generations: list[Generation] = []
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._open = 0
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a prompt; its answers are numbered after those of the prompts before it.
+
+        Raises:
+            ServeError: what `Engine.submit` raises; the prompts before it are taken back by `close`.
+        """
+        first = self._open
+
+        def listen(event: Event) -> None:
+            choice = first + event.choice if isinstance(event, Piece | Finished) else first
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+
+        self.generations.append(self.lease.engine.submit(request, listen))
+        self._open += request.choices
+
+    def __len__(self) -> int:
+        return self._open
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(generation.request.prompt) for generation in self.generations)
+
+    async def events(self) -> AsyncIterator[tuple[int, Piece | Finished]]:
+        """Every event with the number of its answer, until all answers are complete.
+
+        Raises:
+            ServeError: a generation failed.
+        """
+        left = self._open
+        while left:
+            choice, event = await self._events.get()
+            if isinstance(event, Failed):
+                raise event.error
+            left -= isinstance(event, Finished)
+            yield choice, event
+
+    async def collect(self) -> list[Choice]:
+        """All answers, complete."""
+        choices = [Choice() for _ in range(self._open)]
+        async for number, event in self.events():
+            choice = choices[number]
+            if isinstance(event, Finished):
+                choice.reason, choice.tokens = event.reason, event.tokens
+            else:
+                choice.text += event.text
+                choice.scores += event.scores
+        return choices
+
+    def close(self) -> None:
+        """Take back what still runs, and give up the lease; a second time does nothing."""
+        for generation in self.generations:
+            generation.cancel()
+        self.lease.release()
+
+
+class EventResponse(StreamingResponse):
+    """A response that is sent while it is generated, and that cleans up even if not one byte of it could be sent."""
+
+    def __init__(
+        self, lines: AsyncIterator[str], *, media_type: str, headers: Mapping[str, str], close: Callable[[], None]
+    ) -> None:
+        super().__init__(lines, media_type=media_type, headers={**headers, "Cache-Control": "no-store"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it all, or as much as the client waits for."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def while_connected(request: Request, work: "asyncio.Task[T]") -> T:
+    """The result of some work, given up when the client leaves.
+
+    Raises:
+        ClientDisconnect: it left.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.create_task(gone())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        watch.cancel()
+        work.cancel()
