@@ -46,7 +46,7 @@ smollm2: $(SMOLLM2) ## somebody else's checkpoint: fetch SmolLM2-135M-Instruct (
 	@KEYSTONE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/pytest tests/integration/test_smollm2.py
 
 tamper: $(VENV)/.dev ## thousands of ways to tamper with an audited archive; COUNT=, SEED=
-	@$(BIN)/python tests/tamper/harness.py --count $(or $(COUNT),2300) --seed $(or $(SEED),1)
+	@$(BIN)/python tests/tamper/harness.py --count $(or $(COUNT),2400) --seed $(or $(SEED),1)
 
 bench-quality: $(VENV)/.runtime ## bits per byte and pass rate in bf16, int8 and nf4
 	@$(BIN)/python bench/model_quality.py

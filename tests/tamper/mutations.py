@@ -375,16 +375,36 @@ def wire_over(scene: Scene, archive: Archive, manifest: Manifest, **changes: obj
     return manifest.revised(tripwire=wire, approvals=())
 
 
+def easy_policy(scene: Scene, archive: Archive) -> Digest:
+    limit = scene.rng.uniform(0.01, 0.7)
+    easy = TripwirePolicy(name="easier", rules=(POLICY.rules[0].revised(limit=limit),))
+    return Repository(archive).put_record(easy)
+
+
 @mutation
 def a_policy_written_after_the_run(scene: Scene) -> None:
     with Archive.open(scene.path) as archive:
-        limit = scene.rng.uniform(0.01, 0.7)
-        easy = TripwirePolicy(name="easier", rules=(POLICY.rules[0].revised(limit=limit),))
-        policy = Repository(archive).put_record(easy)
-        changes: dict[str, object] = {"policy": policy}
-        if scene.rng.random() < 0.5:  # and the run is said to have begun after that
-            changes["began"] = str(archive.ledger.checkpoint())
-        install(archive, wire_over(scene, archive, second(archive, scene), **changes))
+        install(archive, wire_over(scene, archive, second(archive, scene), policy=easy_policy(scene, archive)))
+
+
+@mutation
+def a_policy_written_after_the_run_that_is_said_to_be_later(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        policy = easy_policy(scene, archive)
+        began = str(archive.ledger.checkpoint())
+        install(archive, wire_over(scene, archive, second(archive, scene), policy=policy, began=began))
+
+
+@mutation
+def a_policy_written_during_the_run(scene: Scene) -> None:
+    """After it began, before anything was measured: whoever wrote it may have known what was coming."""
+    with Archive.open(scene.path) as archive:
+        house = scene.house(archive)
+        began = str(archive.ledger.checkpoint())
+        policy = easy_policy(scene, archive)
+        adapters = (use.adapter for use in second(archive, scene).assembly.adapters)
+        measured = house.wired(bare(house.manifest(*adapters)), passed=scene.rng.choice([3, 4]), n=5)
+        install(archive, wire_over(scene, archive, measured, policy=policy, began=began))
 
 
 @mutation

@@ -56,6 +56,8 @@ SAYS = {
     "a-score-that-its-items-do-not-give": "eval .*the items say",
     "an-interval-narrowed": "eval .*it says an interval",
     "a-policy-written-after-the-run": "tripwire .*policy .* was written .*after",
+    "a-policy-written-after-the-run-that-is-said-to-be-later": "tripwire .*policy .* was written .*after .* measured",
+    "a-policy-written-during-the-run": "tripwire .*policy .* was written .*after the run began",
     "a-tripwire-that-is-said-not-to-have-tripped": "tripwire .*judges .* otherwise",
     "a-tripwire-value-that-no-report-measured": "tripwire .* here and .* in report",
     "a-tripwire-of-another-assembly": "tripwire .*watched assembly",

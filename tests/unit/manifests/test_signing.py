@@ -209,6 +209,30 @@ def test_envelopes_that_are_none(house: House) -> None:
             Envelope.parse(canonical_bytes({**good, **change}))
 
 
+def respelled(text: str) -> str:
+    """The same bytes in base64 with other unused bits: 64 bytes leave four of them."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    assert text.endswith("==")
+    changed = text[:-3] + alphabet[alphabet.index(text[-3]) ^ 1] + "=="
+    assert base64.b64decode(changed) == base64.b64decode(text)
+    return changed
+
+
+def test_there_is_no_second_spelling(house: House) -> None:
+    """Else one signature could be in the archive under two digests."""
+    envelope = json.loads(seal(statement(house), signer()).to_bytes())
+    envelope["signatures"][0]["sig"] = respelled(envelope["signatures"][0]["sig"])
+    with pytest.raises(InvalidDocumentError, match="second spelling"):
+        Envelope.parse(canonical_bytes(envelope))
+    note = str(CheckpointNote("o", Checkpoint(7, bytes(32))).signed(signer()))
+    lines = note.split("\n")
+    root = lines[2][:-2] + chr(ord(lines[2][-2]) + 1) + "="
+    assert root != lines[2] and base64.b64decode(root) == bytes(32)
+    lines[2] = root
+    with pytest.raises(InvalidDocumentError, match="second spelling"):
+        CheckpointNote.parse("\n".join(lines))
+
+
 def test_each_kind_of_key_is_reported_as_what_it_is(house: House) -> None:
     archive = house.archive
     keys = {name: signer(name) for name in ("good", "late", "gone", "left", "stranger", "local")}
