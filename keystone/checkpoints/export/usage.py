@@ -30,6 +30,9 @@ for number, weight in enumerate(weights, start=1):
 model.base_model.set_adapter([f"a{{number}}" for number in range(1, len(weights) + 1)])
 ```"""
 
+_OWN_CODE = """The modeling code lies beside the weights and needs torch and transformers 5; `trust_remote_code=True`
+runs it. Read it first, as you would any other code."""
+
 _VENDOR = """These are LoopCoder-V2's names and configuration, for the engine it was released with. Its modeling code is
 not part of this directory: use an engine that knows the architecture, or copy the vendor's code files beside the
 weights."""
@@ -42,7 +45,8 @@ _GGUF = """`model.gguf` holds weights, tokenizer and chat template in one file, 
 def usage_text(manifest: Manifest, layout: str, *, remote_code: bool, merged: bool) -> str:
     """Markdown that says how to load the directory `DIR`."""
     plain = _PLAIN.format(trust=", trust_remote_code=True" if remote_code else "")
-    parts = [{"vendor": _VENDOR, "gguf": _GGUF}.get(layout, plain)]
+    parts = [_OWN_CODE] if remote_code else []
+    parts.append({"vendor": _VENDOR, "gguf": _GGUF}.get(layout, plain))
     if manifest.assembly.adapters and not merged:
         parts.append(_ADAPTERS.format(weights=[use.weight for use in manifest.assembly.adapters]))
     return "\n\n".join(parts)

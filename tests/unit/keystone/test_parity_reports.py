@@ -153,10 +153,12 @@ def test_what_does_not_count(archive: Archive, tmp_path: Path) -> None:
             report.revised(code="keystone-plt/999"),
             report.revised(cases=wide),
             report.revised(cases=swapped),
-            report.revised(base=repository.load(again).assembly.tokenizer),
         ):
             repository.put_record(document)
             assert not is_verified(other, base)
+        of_another = report.revised(base=repository.load(again).assembly.tokenizer)
+        other.put_bytes(of_another.to_bytes(), kind=Kind.RECORD, links=(base, of_another.base))  # links are a claim
+        assert not is_verified(other, base)
         repository.put_record(report)
         assert is_verified(other, base)
 
