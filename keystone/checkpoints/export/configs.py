@@ -106,6 +106,11 @@ def vendor_config(source: ExportSource, dtype: str, *, weights_as_stored: bool) 
     made |= _older_rope(made)
     if has_output_bias(config) != config.attention_bias:
         raise RefusedError("the vendor's layout has biases on all of q, k, v and o or on none; this base differs")
+    if config.plt_train_hidden_scale:
+        raise RefusedError(
+            "this base holds its hidden scale as a tensor that adapters may have trained; the vendor's layout has it as"
+            " a number of the configuration alone; export it with --format transformers"
+        )
     return config_bytes(made)
 
 

@@ -120,6 +120,15 @@ def test_a_trainable_one_begins_close_and_learns_through_its_second_loop(archive
     assert added.exit_code == 0, added.output
 
 
+def test_a_trainable_scale_has_no_place_in_the_vendors_layout(archive: Path, tmp_path: Path) -> None:
+    for mode, code in (([], 0), (["--trainable"], 10)):
+        ref = f"two-{code}"
+        assert run(archive, "import", "one", "--loops", "2", *mode, "--ref", ref).exit_code == 0
+        result = run(archive, "export", ref, str(tmp_path / ref), "--format", "vendor")
+        assert result.exit_code == code, result.output
+        assert (tmp_path / ref).exists() == (code == 0)
+
+
 def test_an_exact_one_passes_no_gradient_to_what_a_loop_adds(archive: Path) -> None:
     """Why there is another mode: the proof cannot be trained."""
     assert run(archive, "import", "one", "--loops", "2", "--ref", "two").exit_code == 0
