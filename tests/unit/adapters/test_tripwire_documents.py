@@ -4,15 +4,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from adapter_lab import Lab
 from test_guard_report import BASE, CANDIDATE, DRAW, INCUMBENT, RECIPE, REFERENCES, report
 from test_tripwire import POLICY, TRIPS, measured, standing
 
+from adapters import add_adapter
 from adapters.errors import InvalidEvidenceError
 from adapters.guard_report import GuardReport, ReferenceModel, judge
 from adapters.tripwire import conclude
 from adapters.tripwire_documents import tripwire_evidence, tripwire_policy
 from csf_store import Archive
-from manifests import Repository, TripwirePolicy, TripwireReport, judge_tripwire
+from manifests import (
+    AdapterUse,
+    Assembly,
+    Manifest,
+    Recipe,
+    Repository,
+    Source,
+    Tripwire,
+    TripwirePolicy,
+    TripwireReport,
+    Verdict,
+    audit,
+    judge_tripwire,
+)
 
 BEGAN = f"3:{'0' * 64}"
 
@@ -83,3 +98,32 @@ def test_all_of_it_goes_into_an_archive_in_order(tmp_path: Path) -> None:
         assert repository.load_record(stored, TripwireReport) == found.report
         assert repository.load_record(found.report.policy, TripwirePolicy) == rules
         assert repository.load_record(full.digest, GuardReport) == full
+
+
+@pytest.mark.parametrize(("rate", "word"), [(0.8, Verdict.PASS), (0.6, Verdict.FAIL)])
+def test_an_audit_that_knows_no_statistics_judges_the_guard_again(lab: Lab, rate: float, word: Verdict) -> None:
+    repository = lab.repository
+    adapter, _ = add_adapter(repository, lab.adapter, base=lab.base)
+    assembly = Assembly(base=lab.base, adapters=(AdapterUse(adapter=adapter),), tokenizer=lab.base)
+    recipe = Recipe(dtype="float32")
+    draw = replace(DRAW, candidate=assembly.digest)
+    repository.put_record(POLICY)
+    repository.put_record(tripwire_policy(POLICY, commitment=draw.commitment))
+    began = str(lab.archive.ledger.checkpoint())
+    full = judge(POLICY, draw, measured(rate), REFERENCES, recipe=recipe.digest, history={}, sentinel=POLICY.sentinel)
+    found = tripwire_evidence(POLICY, full, incumbent=None, began=began)
+    assert found is not None
+    for document in (full, *found.numbers, found.report):
+        repository.put_record(document)
+    manifest = repository.put(
+        Manifest(
+            assembly=assembly,
+            recipe=recipe,
+            source=Source(kind="trained", location="a test", licence="Apache-2.0"),
+            tripwire=Tripwire(status=found.report.status, report=found.report.digest, recipe=recipe.digest),
+            lineage=repository.trace([adapter], base=lab.base),
+        )
+    )
+    lines = {line.check: line for line in audit(lab.archive, manifest).lines}
+    assert lines["tripwire"].verdict is word
+    assert ("judged again" in lines["tripwire"].message) == (word is Verdict.PASS)
