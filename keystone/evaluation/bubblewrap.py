@@ -18,14 +18,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from keystone.errors import SandboxMissingError
 from keystone.evaluation.control_groups import ControlGroup
-from keystone.evaluation.inside.folders import remove_folder
 from keystone.evaluation.interpreter_files import interpreter_files
 from keystone.evaluation.sandbox import Limits
 from keystone.evaluation.workers import Cell, PooledSandbox
@@ -98,13 +96,12 @@ def _prove(binary: str) -> None:
 
 
 def _start(binary: str, limits: Limits) -> Cell:
-    staging = tempfile.mkdtemp(prefix="keystone-bwrap-")
     group = ControlGroup.create(limits)
     with (
         resources.as_file(resources.files("keystone.evaluation") / "inside") as inside,
         resources.as_file(resources.files("keystone.evaluation") / "bubblewrap_launcher.py") as launcher,
     ):
-        plan = {"staging": staging, "cgroups": group.entrances, **_plan(binary, str(inside))}
+        plan = {"cgroups": group.entrances, **_plan(binary, str(inside))}
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-c", launcher.read_text(encoding="utf-8"), json.dumps(plan)],
             stdin=subprocess.PIPE,
@@ -116,11 +113,7 @@ def _start(binary: str, limits: Limits) -> Cell:
             start_new_session=True,
         )
 
-    def clean() -> None:
-        remove_folder(staging)
-        group.remove()
-
-    return Cell(process, clean)
+    return Cell(process, group.remove)
 
 
 def _plan(binary: str, inside: str) -> dict[str, list[str]]:

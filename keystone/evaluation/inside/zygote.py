@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import candidate, confinement, frames, judge
+from . import candidate, confinement, frames, judge, system_calls
 from .folders import remove_folder
 from .values import NAME_LENGTH
 
@@ -185,6 +185,7 @@ class _Supervisor:
             ours = _OURS if limits["processes"] > 1 else 0
             confinement.take_limits({**limits, "processes": limits["processes"] + ours})
             confinement.drop_capabilities()
+            system_calls.refuse_needless_calls()
         else:
             confinement.take_limits(limits)
             confinement.become_user(folder, self._user)
