@@ -72,6 +72,9 @@ def sdpa_attention(
     if groups > 1 and not is_causal and (attention_mask is None or attention_mask.shape[2] == 1):
         # Every row sees the same keys, so the heads that share keys are just more rows: nothing is repeated.
         query_BNTD = query_BNTD.reshape(batch, -1, groups * tokens, size)
+    elif groups > 1 and attention_mask is not None and query_BNTD.is_cuda:
+        # A card's fused kernels take a mask or shared heads, not both; the keys of one block are soon repeated.
+        key_BKSD, value_BKSD = key_BKSD.repeat_interleave(groups, dim=1), value_BKSD.repeat_interleave(groups, dim=1)
     attended_BNTD = functional.scaled_dot_product_attention(
         query_BNTD,
         key_BKSD,

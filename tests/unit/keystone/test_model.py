@@ -156,6 +156,22 @@ def test_gradients_flow_through_every_parameter_and_checkpointing_changes_none()
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.parametrize("changed", ["eager", "with a cache"])
+def test_gradients_of_a_long_row_do_not_depend_on_how_it_is_computed(changed: str) -> None:
+    """Blocks of queries against one product, and keys kept in a cache's buffers against keys passed along."""
+    ids = torch.randint(0, PAD, (1, 600), generator=torch.Generator().manual_seed(1))
+    model = small_model()
+    gradients = []
+    for settings in ({"use_cache": False}, {"use_cache": changed == "with a cache"}):
+        model.zero_grad()
+        model(ids, labels=ids, **settings).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        if changed == "eager":
+            model.set_attn_implementation("eager")
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=2e-6, rtol=1e-4, msg=name)
+
+
 def test_rotary_frequencies_stay_in_fp32_whatever_the_model_is_cast_to() -> None:
     model = small_model()
     exact = model.model.rotary_emb.inv_freq.clone()
