@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from types import MappingProxyType
 
 from csf_store import Archive, CsfError, Digest
@@ -72,9 +71,9 @@ class Auditor:
         self._state = state
         self._kept: set[Digest] = set()
         self._remembered = state.recall(archive) if state is not None else None
-        trusted = partial(self._remembered.trusts, archive) if quick and self._remembered is not None else None
+        known_sound = self._remembered.unchanged(archive) if quick and self._remembered is not None else {}
         facts = read_ledger(archive)
-        prover = ObjectProver(archive, trusted)
+        prover = ObjectProver(archive, lambda digest: str(digest) in known_sound)
         self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known)
 
     def resolve(self, text: str) -> tuple[Digest, str | None]:
@@ -163,7 +162,9 @@ class Auditor:
         facts = self._context.facts
         bad = any(line.verdict is Verdict.FAIL and line.check in {"ledger", "checkpoint"} for line in lines)
         fresh = [digest for digest in self._context.prover.proven() if digest not in self._kept]
-        if self._state is None or bad or facts.checkpoint is None or (self._kept and not fresh):
+        if self._state is None or bad or facts.checkpoint is None:
+            return
+        if not fresh and self._remembered is not None and self._remembered.checkpoint == facts.checkpoint:
             return
         self._state.keep(self._context.archive, facts.checkpoint, fresh)
         self._kept.update(fresh)

@@ -31,18 +31,8 @@ class Remembered:
     segments: Mapping[str, Look] = field(default_factory=dict)
     proven: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def trusts(self, archive: Archive, digest: Digest) -> bool:
-        """Whether an object was proven, and nothing it is read from changed since."""
-        if str(digest) not in self.proven:
-            return False
-        try:
-            names = archive.segments_of(digest)
-        except CsfError:
-            return False
-        return all(name in self.segments and self.segments[name] == look(archive, name) for name in names)
-
     def unchanged(self, archive: Archive) -> dict[str, tuple[str, ...]]:
-        """Everything proven that lies in segments which still look as they did."""
+        """What was proven and lies in segments that still look as they did: it may be taken as proven."""
         same = {name for name, told in self.segments.items() if told == look(archive, name)}
         return {digest: names for digest, names in self.proven.items() if same.issuperset(names)}
 
