@@ -32,22 +32,24 @@ from keystone.nano.embedded import DATA
 from manifests import AdapterUse, Assembly, Manifest, Repository, Source
 
 OURS = """
-import json, resource, sys, time
+import json, sys, time
 started = time.perf_counter()
 from keystone.cli.lean import import_lean
 import_lean(quantized=sys.argv[3] != "none")
 from keystone.loader import load
+if sys.argv[5]:
+    import peft
 imported = time.perf_counter()
 loaded = load(sys.argv[2], archive=sys.argv[1], quantization=sys.argv[3], device="cpu", cache=sys.argv[4])
 ready = time.perf_counter()
 loaded.complete(["def add(a, b):"], max_new_tokens=1)
 done = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([imported - started, ready - imported, done - ready, peak, loaded.quantized_here]))
 """
 
 THEIRS = """
-import json, resource, sys, time
+import json, sys, time
 started = time.perf_counter()
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -64,7 +66,7 @@ ids = torch.tensor([tokenizer("def add(a, b):")["input_ids"]])
 with torch.inference_mode():
     model.generate(input_ids=ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
 done = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([imported - started, ready - imported, done - ready, peak, False]))
 """
 
@@ -157,15 +159,15 @@ def table(name: str, base: Path, adapter: Path, archive: Path, *, bare: str, ada
     for title, manifest, peft in (("bf16", bare, ""), ("bf16 + adapter", adapted, str(adapter))):
         for state, theirs_cold, ours_cold in (("cold", base, archive), ("warm", None, None)):
             theirs = timed(THEIRS, [str(base), peft, tokenizer], cold=theirs_cold, repeats=repeats)
-            ours = timed(OURS, [str(archive), manifest, "none", "use"], cold=ours_cold, repeats=repeats)
+            ours = timed(OURS, [str(archive), manifest, "none", "use", peft], cold=ours_cold, repeats=repeats)
             row(f"from_pretrained, {title}", state, size, theirs, "1")
             row(f"keystone load, {title}, verified", state, size, ours, f"{ours[1] / theirs[1]:.2f}")
     click.echo("\n| quantized | quantizing on load s | from the cache s | times faster | cached, first token s |")
     click.echo("|---|---|---|---|---|")
     for scheme in ("int8", "nf4"):
-        fresh = timed(OURS, [str(archive), bare, scheme, "ignore"], cold=None, repeats=max(1, repeats // 2))
-        timed(OURS, [str(archive), bare, scheme, "use"], cold=None, repeats=1)
-        cached = timed(OURS, [str(archive), bare, scheme, "use"], cold=None, repeats=repeats)
+        fresh = timed(OURS, [str(archive), bare, scheme, "ignore", ""], cold=None, repeats=max(1, repeats // 2))
+        timed(OURS, [str(archive), bare, scheme, "use", ""], cold=None, repeats=1)
+        cached = timed(OURS, [str(archive), bare, scheme, "use", ""], cold=None, repeats=repeats)
         cells = (scheme, f"{fresh[1]:.2f}", f"{cached[1]:.2f}", f"{fresh[1] / cached[1]:.1f}", f"{cached[3]:.2f}")
         click.echo(f"| {' | '.join(cells)} |")
 

@@ -6,8 +6,8 @@ the first forward. Adapters attached after a forward could meet weights that bit
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest, default_archive_path
+from keystone.attestation import attest_model, plain_name, tensor_digests
 from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, blank_model, read_adapter_tensors
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
@@ -44,6 +45,7 @@ class LoadedModel:
         derived: the blob its quantized weights were read from or are now cached in; None where there is none.
         quantized_here: whether quantizing was part of this load.
         notes: what a person should know: a default that gave way, a cache that could not be written.
+        tensors: the digest of every tensor as it was assigned, in canonical form; see `keystone.attestation`.
     """
 
     model: nn.Module
@@ -56,6 +58,15 @@ class LoadedModel:
     derived: Digest | None = None
     quantized_here: bool = False
     notes: tuple[str, ...] = ()
+    tensors: Mapping[str, Digest] = field(default_factory=dict)
+
+    def attest(self, nonce: bytes) -> Digest:
+        """The keyed digest of every tensor as it stands in memory now; see `keystone.attestation` for what it proves.
+
+        Raises:
+            InvalidInputError: the nonce is too short.
+        """
+        return attest_model(self.model, nonce)
 
     @property
     def kept_modules(self) -> tuple[str, ...]:
@@ -134,6 +145,7 @@ def _load(
     model: nn.Module = base.model
     if assembly.adapters:
         model = attach_adapters(base.model, archive, assembly.adapters, progress=count)
+    digests = tensor_digests(model)  # before any forward
     tokenizer = archived_tokenizer(archive, assembly.tokenizer)
     return LoadedModel(
         model.eval(),
@@ -146,6 +158,7 @@ def _load(
         derived=base.derived,
         quantized_here=base.quantized_here,
         notes=choice.notes + base.notes,
+        tensors=digests,
     )
 
 
@@ -249,7 +262,7 @@ def _plain_name(name: str) -> str:
     """A module's name as the recipe knows it: without what PEFT puts around it, and empty for its own modules."""
     if ".lora_" in name:
         return ""
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    return plain_name(name)
 
 
 def _holds_a_matrix(module: nn.Module) -> bool:
