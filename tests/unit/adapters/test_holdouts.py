@@ -102,6 +102,14 @@ def test_draws_that_ignore_what_to_leave_out_are_refused_and_stay_unopened(
     assert [event.step for event in journal.lines] == ["commit", "open", "commit"]
 
 
+def test_a_journal_that_opens_what_nobody_committed_to_is_not_believed(book: HoldoutBook, journal: Memory) -> None:
+    secret = committed(book)
+    opened = ("cycle-1", "basics", 3, POLICY, journal.lines[0].commitment, CANDIDATE, 0, secret.salt, ("t0",))
+    journal.lines[:] = [HoldoutEvent("open", *opened)]
+    with pytest.raises(HoldoutError, match="nobody committed"):
+        book.open(secret, draw, candidate=CANDIDATE, policy=POLICY)
+
+
 def test_seeds_are_random_unless_given_and_salts_always(book: HoldoutBook, journal: Memory) -> None:
     first, second = (book.commit(name, suite="basics", count=3, policy=POLICY) for name in "ab")
     assert first.seed != second.seed
