@@ -278,13 +278,19 @@ class Engine:
                     generation, Failed(TimeLimitError(f"not finished after {seconds:g} seconds, this server's limit"))
                 )
                 generation.cancel()
+        for prompt in self._prompts:
+            self._count_gone(prompt.answers)
         self._prompts = deque(prompt for prompt in self._prompts if not prompt.abandoned)
         self._sweep()
 
     def _sweep(self) -> None:
         for variant, batch in list(self._batches.items()):
+            self._count_gone(batch.answers)
             if not batch.sweep():
                 del self._batches[variant]
+
+    def _count_gone(self, answers: list[Answer]) -> None:
+        self.counters.cancelled += sum(answer.generation.cancelled and not answer.done for answer in answers)
 
     def _admit(self) -> None:
         """Start requests in their order while there is room; who does not fit is not overtaken."""

@@ -108,6 +108,8 @@ class LiveBase:
     def _remove(self, name: str) -> None:
         self._there.discard(name)
         if self._there:
+            # PEFT would otherwise choose another active one by itself, and warn of it.
+            self._wrapped.base_model.set_adapter([min(self._there)], inference_mode=True)
             self._wrapped.delete_adapter(name)
         else:
             # The last one: the base is given back as it was before any adapter.
