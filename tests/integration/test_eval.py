@@ -124,6 +124,18 @@ def test_other_settings_are_another_journal_and_one_process_holds_it(
             Journal(tmp_path, keys[0])
 
 
+def test_a_line_without_its_end_is_not_counted(tmp_path: Path) -> None:
+    """It may be whole by accident; what is appended next must start a line of its own."""
+    with Journal(tmp_path, {}) as journal:
+        journal.append([{"n": 1}, {"n": 2}])
+    journal.path.write_bytes(journal.path.read_bytes()[:-1])
+    with Journal(tmp_path, {}) as journal:
+        assert journal.lines == [{"n": 1}]
+        journal.append([{"n": 3}])
+    with Journal(tmp_path, {}) as journal:
+        assert journal.lines == [{"n": 1}, {"n": 3}]
+
+
 def test_what_would_waste_a_run_is_refused(suite: Suite) -> None:
     with pytest.raises(InvalidInputError, match="2 greedy samples"):
         Settings(samples=2).check()
