@@ -16,7 +16,7 @@ shape as a line of JSON, and the bytes, both behind their length in 8 bytes.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,10 +45,15 @@ def attest_model(model: nn.Module, nonce: bytes) -> Digest:
     Raises:
         InvalidInputError: the nonce is too short.
     """
+    return attest_tensors(live_tensors(model), nonce)
+
+
+def attest_tensors(tensors: Iterable[tuple[str, Tensor]], nonce: bytes) -> Digest:
+    """The same for tensors in canonical form, by their plain names; raises what `attest_model` raises."""
     if len(nonce) < LEAST_NONCE:
         raise InvalidInputError(f"a nonce of {len(nonce)} bytes may come up again; give at least {LEAST_NONCE}")
     hasher = blake3(b"v1", key=blake3(nonce).digest())
-    for name, tensor in sorted(live_tensors(model), key=lambda item: item[0].encode()):
+    for name, tensor in sorted(tensors, key=lambda item: item[0].encode()):
         head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]).encode()
         content = canonical_bytes(tensor)
         for piece in (head, content):

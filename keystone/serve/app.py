@@ -6,6 +6,7 @@ refused. There are no CORS headers, so no page of another origin can read an ans
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,14 +27,13 @@ from keystone.serve.errors import (
     BusyError,
     ForbiddenHostError,
     ModelFailedError,
-    NotOfferedError,
     ServeError,
     UnauthorizedError,
     UnknownPathError,
     WrongMethodError,
 )
 from keystone.serve.fields import RequestFields, parse, read_body, refuse_unknown
-from keystone.serve.host import Host, Lease
+from keystone.serve.host import Host
 from keystone.serve.metrics import Metrics
 from keystone.serve.openai import MANIFEST_HEADER, leased
 from keystone.serve.text import decode
@@ -192,24 +192,13 @@ def _operator_routes(app: FastAPI, host: Host, metrics: Metrics) -> None:
 
     @app.get("/keystone/attest")
     async def attest(model: str = "", nonce: str = "") -> Response:
-        if not model or not nonce:
-            raise BadRequestError("say which model and give a nonce: ?model=...&nonce=...", parameter="nonce")
+        if re.fullmatch("[0-9a-f]{64}", nonce) is None:
+            raise BadRequestError("nonce: give 32 fresh random bytes as 64 hex digits", parameter="nonce")
         with await leased(host, model) as lease:
-            statement = await asyncio.to_thread(_attested, host, lease, nonce)
-            return Response(statement, media_type="application/json", headers={MANIFEST_HEADER: lease.fingerprint})
-
-
-def _attested(host: Host, lease: Lease, nonce: str) -> str:
-    """What the loader's own attestation says of the live weights, between two steps of the engine."""
-    attest = getattr(host.as_loaded(lease.served), "attest", None)
-    if attest is None:
-        raise NotOfferedError("this build cannot attest its live weights; `keystone audit` proves the stored ones")
-
-    def under_its_adapters() -> Any:
-        lease.served.base.live.select(lease.served.variant)
-        return attest(nonce)
-
-    return str(lease.engine.run(under_its_adapters).result().model_dump_json())
+            statement = await asyncio.to_thread(host.attest, lease.served, nonce)
+            return Response(
+                statement.model_dump_json(), media_type="application/json", headers={MANIFEST_HEADER: lease.fingerprint}
+            )
 
 
 def _error_handlers(app: FastAPI) -> None:

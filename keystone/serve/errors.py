@@ -63,14 +63,6 @@ class SlowBodyError(ServeError):
     code = "body_timeout"
 
 
-class NotOfferedError(ServeError):
-    """The endpoint is known, and this build cannot do what it asks."""
-
-    status = 501
-    kind = "invalid_request_error"
-    code = "not_offered"
-
-
 class UnauthorizedError(ServeError):
     """No bearer token, or one that is not known."""
 

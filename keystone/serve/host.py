@@ -10,14 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, CsfError, Digest
+from keystone.attestation import attest_tensors
 from keystone.checkpoints import BaseCheckpoint, archived_tokenizer, blank_model
 from keystone.errors import KeystoneError, RefusedError
-from keystone.loader import LoadedModel, default_device
+from keystone.loader import default_device
 from keystone.quantize import Quantization, choose_recipe
 from keystone.quantize.assembling import assemble
 from keystone.serve.engine import Engine
@@ -25,7 +27,7 @@ from keystone.serve.errors import ModelFailedError, ServeError, TooManyModelsErr
 from keystone.serve.limits import Limits
 from keystone.serve.live import LiveBase, read_adapters, variant_of
 from keystone.serve.prefixes import Variant
-from manifests import KNOWN_CODES, Manifest, ManifestError, Recipe, Repository
+from manifests import KNOWN_CODES, Attestation, Manifest, ManifestError, Recipe, Repository
 
 WATCH_SECONDS = 0.2
 _RETRY_SECONDS = 10.0
@@ -294,11 +296,28 @@ class Host:
         with self._lock:
             return tuple(f"{each.name}: {each.problem}" for each in self._followed.values() if each.problem)
 
-    def as_loaded(self, served: Served) -> LoadedModel:
-        """A manifest in memory, as the loader would hand it out. Use it on the engine's thread only."""
-        base = served.base
-        return LoadedModel(
-            base.live.model, base.tokenizer, served.manifest, served.digest, base.recipe, 0, served.loaded_seconds
+    def attest(self, served: Served, nonce: str) -> Attestation:
+        """Hash the live weights of a manifest, between two steps of its engine.
+
+        Args:
+            served: held by a lease.
+            nonce: 64 hex digits.
+        """
+        uses, live = served.manifest.assembly.adapters, served.base.live
+
+        def hashed() -> tuple[Digest, int]:
+            tensors = list(live.tensors(uses))
+            return attest_tensors(tensors, bytes.fromhex(nonce)), len(tensors)
+
+        value, count = served.base.engine.run(hashed).result()
+        return Attestation(
+            assembly=served.manifest.assembly.digest,
+            recipe=served.base.recipe.digest,
+            nonce=nonce,
+            value=value,
+            tensors=count,
+            device=str(self._device),
+            libraries={name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         )
 
     def _line(self, name: str, digest: Digest | None, moved: int) -> ModelName:

@@ -4,13 +4,14 @@ Adapters come and go while the base stays: each use of one, at its weight, has a
 names that are on together. Whoever calls `attach`, `detach` or `select` must own the model at that moment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from csf_store import Archive
+from keystone.attestation import live_tensors
 from keystone.checkpoints import read_adapter_tensors
 from keystone.errors import RefusedError
 from keystone.model import KeystoneForCausalLM
@@ -115,6 +116,18 @@ class LiveBase:
             # The last one: the base is given back as it was before any adapter.
             self._wrapped.unload()
             self._wrapped = None
+
+    def tensors(self, uses: Sequence[AdapterUse]) -> Iterator[tuple[str, Tensor]]:
+        """What computes under these adapters, in canonical form, named as if they had been loaded alone."""
+        self.select(variant_of(uses))
+        own = {adapter_name(use): use.adapter.hex[:12] for use in uses}
+        for name, tensor in live_tensors(self.model):
+            parts = name.split(".")
+            foreign = self._there.intersection(parts)
+            if not foreign:
+                yield name, tensor
+            elif foreign <= own.keys():
+                yield ".".join(own.get(part, part) for part in parts), tensor
 
     def select(self, variant: Variant) -> None:
         """Switch on exactly these adapters; an empty variant is the bare base."""

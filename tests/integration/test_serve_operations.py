@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from serving_clients import Server, random_adapter, server_on, with_adapter
 
 from csf_store import Archive, Digest
+from keystone.attestation import expected_attestation
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.serve import fields, host
 from keystone.serve.limits import Limits
@@ -182,6 +184,29 @@ def test_other_host_names_and_origins_get_nothing(server: Server) -> None:
         f"{server.url}/v1/models", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     )
     assert not [name for name in asked.headers if name.startswith("access-control")]
+
+
+def test_live_weights_attest_what_the_archive_says_adapter_by_adapter(server: Server) -> None:
+    nonce = "5a" * 32
+    repository = Repository(server.archive)
+    (held,) = server.host.bases()
+    values = {}
+    for name, digest in (("nano", server.nano), ("tuned", server.tuned)):
+        ask(server, name)
+        said = httpx.get(f"{server.url}/keystone/attest", params={"model": name, "nonce": nonce}).json()
+        manifest = repository.load(digest)
+        expected = expected_attestation(server.archive, manifest, held.recipe, bytes.fromhex(nonce))
+        assert said["value"] == str(expected)
+        assert said["assembly"] == str(manifest.assembly.digest)
+        values[name] = said["value"]
+    assert values["nano"] != values["tuned"]
+    assert httpx.get(f"{server.url}/keystone/attest", params={"model": "nano", "nonce": "5a"}).status_code == 400
+    weight = held.live.model.model.norm.weight
+    with torch.no_grad():
+        weight[0] += 1
+        changed = httpx.get(f"{server.url}/keystone/attest", params={"model": "nano", "nonce": nonce}).json()
+        weight[0] -= 1
+    assert changed["value"] != values["nano"]
 
 
 def test_metrics_and_tokenize(server: Server) -> None:
