@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from keystone import KeystoneCache, KeystoneConfig, KeystoneForCausalLM
 from keystone.errors import InvalidInputError
 from keystone.model import cache_bytes
+from keystone.model.attention import QUERY_BLOCK, Reach
 
 
 def small_model(**changes: object) -> KeystoneForCausalLM:
@@ -177,3 +178,16 @@ def test_a_long_prompt_makes_no_mask_of_prompt_times_prompt(chunks: list[int], p
             model(ids_of(2048)[:, start:end], attention_mask=part, past_key_values=cache, logits_to_keep=1)
             start = end
     assert largest.numbers <= 2048 * 256
+
+
+def test_a_window_hands_a_block_only_the_keys_it_can_reach() -> None:
+    handed: list[tuple[int, int]] = []
+
+    def kernel(_: object, query: Tensor, key: Tensor, *__: object, **___: object) -> tuple[Tensor, None]:
+        handed.append((query.shape[2], key.shape[2]))
+        return query.transpose(1, 2), None
+
+    reach = Reach(tokens=1000, ahead=9, window=10)
+    query, key = torch.zeros(1, 2, 1000, 4), torch.zeros(1, 2, 1009, 4)
+    assert reach.attend(kernel, torch.nn.Identity(), query, (key, key)).shape == (1, 1000, 2, 4)
+    assert handed == [(rows, rows + 9) for rows in (QUERY_BLOCK, QUERY_BLOCK, QUERY_BLOCK, 1000 - 3 * QUERY_BLOCK)]
