@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest, default_archive_path
 from keystone.attestation import attest_model, plain_name, tensor_digests
-from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, blank_model, read_adapter_tensors
+from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, read_adapter_tensors
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
 from keystone.model import KeystoneForCausalLM
@@ -164,7 +164,7 @@ def _load(
 
 def _choice(checkpoint: BaseCheckpoint, manifest: Manifest, asked: Quantization | None, device: torch.device) -> Choice:
     return choose_recipe(
-        blank_model(checkpoint.config),
+        checkpoint.blank,
         asked=asked,
         manifests_own=manifest.recipe,
         device=device,

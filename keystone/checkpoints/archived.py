@@ -58,7 +58,8 @@ class BaseCheckpoint:
         config: of the model.
         generation: how its maker wants it to generate, if said.
         shards: its safetensors files.
-        tensors: every tensor by our name, and the shard it is in; exactly those the model has, in their shapes.
+        tensors: every tensor by our name; exactly those the model has, in their shapes.
+        blank: the model without its weights, to look at; who fills one makes another.
     """
 
     archive: Archive
@@ -67,6 +68,7 @@ class BaseCheckpoint:
     generation: GenerationConfig | None
     shards: tuple[TreeEntry, ...]
     tensors: Mapping[str, TensorInfo]
+    blank: KeystoneForCausalLM
 
     @classmethod
     def open(cls, archive: Archive, base: Digest) -> Self:
@@ -90,8 +92,9 @@ class BaseCheckpoint:
                 if ours in found:
                     raise CheckpointError(f"{base}: {entry.path} holds {name} again; another shard has it already")
                 found[ours] = info
-        _check_complete(base, dict(blank_model(config).named_parameters()), found)
-        return cls(archive, base, config, generation, tuple(shards), found)
+        blank = blank_model(config)
+        _check_complete(base, dict(blank.named_parameters()), found)
+        return cls(archive, base, config, generation, tuple(shards), found, blank)
 
     @property
     def dtype(self) -> torch.dtype:
