@@ -28,7 +28,7 @@ PREFILL = 512
 """Tokens of a prompt that one forward takes."""
 CUDA_CONTEXT = 600_000_000
 """Bytes that a CUDA context and its kernels hold on a card; from others' reports, never measured by this project."""
-FIRST_USE = 60_000_000
+FIRST_USE = 45_000_000
 """Bytes that a process grows by at its first load and forward, whatever the model: decoders, thread pools, kernels."""
 QUANTIZING = 40
 """Bytes of scratch for each value of a slice that is being quantized."""
@@ -126,9 +126,10 @@ class ModelSize:
         held = tokens * wide * itemsize + config.vocab_size * 8
         if scheme == "int8":
             # Products in int32, in fp32 on their way back, and what torch makes of either.
-            held += tokens * max(rows for rows, _ in self.linears.values()) * 16
+            held += tokens * max(rows for rows, _ in self.linears.values()) * 24
         if scheme == "nf4" and on_cpu:
-            held = max(held, 6 * self._largest_weight)  # the first forward unpacks a weight to int32 to repack it
+            # The first forward unpacks a weight to int32 to repack it, and what that took is not given back.
+            held += 6 * self._largest_weight
         return held
 
     @property
