@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit" / "manifests")]
 
-from mutations import MUTATIONS, Scene  # noqa: E402 - after the path
+from tamperings import MUTATIONS, Scene  # noqa: E402 - after the path
 from victim import Victim, audit_all, build, faults  # noqa: E402
 
 from csf_store import Archive, Digest, Kind  # noqa: E402

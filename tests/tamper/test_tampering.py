@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from harness import Harness, scratch
 from manifest_house import signer
-from mutations import MUTATIONS, Scene
+from tamperings import MUTATIONS, Scene
 from victim import audit_all, sign, trained
 
 from csf_store import Archive
