@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from csf_store.bases import Base, base_of
+from csf_store.codecs import WORTH
 from csf_store.digest import Buffer, Digest
 from csf_store.directories import Found, check_regular, list_directory
 from csf_store.durable import FileSystem, OsFileSystem
@@ -196,8 +197,12 @@ class Archive(Upkeep):
         progress: Progress | None = None,
         allow_pickle: bool = False,
         commit: bool = True,
+        worth: float = WORTH,
     ) -> Stored:
         """Stores a named source, held to the rules of a file; durable when this returns, unless ``commit`` is off.
+
+        ``worth`` is the share of its bytes that a chunk's stored form may take at most; a smaller share than the usual
+        one makes what is hard to compress larger and faster to read.
 
         Raises:
             InvalidInputError: if it is named as safetensors and malformed; nothing is written.
@@ -206,7 +211,7 @@ class Archive(Upkeep):
         plan = plan_file(source, allow_pickle=allow_pickle)
         with self.keeping():
             try:
-                return self._ingest.put(source, plan, Kind.BLOB, (), progress=progress, base=base)
+                return self._ingest.put(source, plan, Kind.BLOB, (), progress=progress, base=base, worth=worth)
             finally:
                 if commit:
                     self._store.commit()

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from blake3 import blake3
 
 from csf_store.bases import Base
-from csf_store.codecs import Hint, encode, needs_base
+from csf_store.codecs import WORTH, Hint, encode, needs_base
 from csf_store.digest import Buffer, Digest
 from csf_store.durable import storage_errors
 from csf_store.errors import ConflictError, CorruptError, InvalidInputError, PickleRefusedError
@@ -207,6 +207,7 @@ class Ingest:
         *,
         progress: Progress | None = None,
         base: Base | None = None,
+        worth: float = WORTH,
     ) -> Stored:
         """Stores a source as an object of a kind; chunks may become differences to those of ``base``."""
         ordered = ordered_links(links)
@@ -218,7 +219,7 @@ class Ingest:
         whole = self._pipeline.hasher()
         chunks: list[ChunkRef] = []
         written = 0
-        prepare = partial(self._prepare, base)
+        prepare = partial(self._prepare, base, worth)
         warm: list[memoryview] = []  # a buffer goes round as soon as its chunk is written
         for prepared in self._pipeline.ordered(prepare, self._pieces(source, plan, whole, warm)):
             chunks.append(ChunkRef(prepared.digest, prepared.raw_length))
@@ -238,12 +239,12 @@ class Ingest:
             whole.update(data)
             yield _Piece(data, cut, buffer)
 
-    def _prepare(self, base: Base | None, piece: _Piece) -> _Prepared:
+    def _prepare(self, base: Base | None, worth: float, piece: _Piece) -> _Prepared:
         data, cut, buffer = piece
         digest = blake3(data).digest()
         if self._store.find_chunk(digest):
             return _Prepared(digest, len(data), buffer)
-        hint = Hint(cut.tensor.dtype if cut.tensor else "")
+        hint = Hint(cut.tensor.dtype if cut.tensor else "", worth=worth)
         other = base.chunk_for(cut.tensor, cut.within, len(data)) if base and cut.tensor else None
         if other is not None:
             with contextlib.suppress(CorruptError):  # a damaged base is no reason to refuse what stands alone

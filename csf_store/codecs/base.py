@@ -8,7 +8,7 @@ stateless and called from many threads at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from csf_store.digest import Buffer
 
@@ -17,16 +17,22 @@ class CodecError(Exception):
     """Stored bytes can not be decoded; the caller knows digest, segment and offset and says so."""
 
 
+WORTH: Final = 0.98
+"""A codec that saves less than two percent is not worth the time it costs every reader."""
+
+
 class Hint(NamedTuple):
     """What the writer knows of a chunk.
 
     Attributes:
         dtype: the safetensors code of the values, such as ``BF16``; empty where the bytes are no tensor.
         base: raw bytes of the same length that are probably much like these, if somebody named them.
+        worth: share of the bytes that a stored form may take at most; the chunk is stored raw otherwise.
     """
 
     dtype: str = ""
     base: Buffer | None = None
+    worth: float = WORTH
 
 
 class Plan(NamedTuple):

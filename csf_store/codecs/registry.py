@@ -2,8 +2,7 @@
 
 Reading looks a number up. Writing asks each codec that accepts the bytes for a plan and takes the one that promises
 most: each looks at a sample in its own way, because trying all of them on everything would cost more than the encoding
-itself. A codec that saves less than two percent is not worth the time it costs every reader, and raw is taken
-instead.
+itself. Where none saves enough to be worth the time it costs every reader, raw is taken instead.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from typing import Final, NamedTuple
 
 from csf_store.codecs.base import Codec, CodecError, Hint, Plan
 from csf_store.digest import Buffer
-
-_WORTH: Final = 0.98
 
 _RAW: Final = 0
 
@@ -68,7 +65,7 @@ def plan(raw: Buffer, hint: Hint) -> tuple[int, Plan]:
         numbers = [number for number in numbers if not needs_base(number)]
     plans = {each.number: each.plan(raw, hint) for each in map(codec, numbers) if each.accepts(raw, hint)}
     best = min(plans, key=lambda number: (plans[number].size, number))
-    best = best if plans[best].size <= _WORTH * len(raw) else _RAW
+    best = best if plans[best].size <= hint.worth * len(raw) else _RAW
     return best, plans[best]
 
 

@@ -33,6 +33,8 @@ LIBRARIES: Final = ("bitsandbytes", "torch")
 _LAYOUT: Final = 1
 _CODES: Final = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT: Final = 8
+_WORTH: Final = 0.8
+"""A cache is there to be fast: quantized values, of which a tenth could be saved, are read as they are."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def store_derived(archive: Archive, key: DerivedKey, tensors: Mapping[str, Tenso
     """
     source = TensorSource(tensors, key.metadata())
     with archive.keeping():  # so that no collection comes between storing and pinning
-        stored = archive.put_source(source)
+        stored = archive.put_source(source, worth=_WORTH)
         # Pieces that are here already are not written again, and may have rotted meanwhile.
         report = archive.verify([stored.digest])
         if not report.ok:

@@ -270,6 +270,14 @@ class TestChoice:
         assert number == PLANES
         assert len(stored) / len(raw) < 0.6646
 
+    def test_what_saves_less_than_was_asked_for_stays_raw(self) -> None:
+        raw = _weights(200_000, 5)
+        number, stored = encode(raw, Hint("BF16"))
+        share = len(stored) / len(raw)
+        assert number != RAW
+        assert encode(raw, Hint("BF16", worth=share - 0.05)) == (RAW, raw)
+        assert encode(raw, Hint("BF16", worth=share + 0.05)) == (number, stored)
+
     def test_noise_stays_raw(self) -> None:
         raw = random.Random(6).randbytes(1 << 20)
         for dtype in ("", *DTYPES):
