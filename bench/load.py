@@ -35,7 +35,7 @@ OURS = """
 import json, sys, time
 started = time.perf_counter()
 from keystone.cli.lean import import_lean
-import_lean(quantized=sys.argv[3] != "none")
+import_lean(bitsandbytes=sys.argv[3] != "none" or bool(sys.argv[5]))
 from keystone.loader import load
 if sys.argv[5]:
     import peft
@@ -54,7 +54,8 @@ started = time.perf_counter()
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import keystone.model
-from peft import PeftModel
+if sys.argv[2]:
+    from peft import PeftModel
 imported = time.perf_counter()
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 if sys.argv[2]:

@@ -21,7 +21,7 @@ from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokeni
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
 from keystone.model import KeystoneForCausalLM
-from keystone.quantize import Choice, Quantization, choose_recipe, weight_bytes
+from keystone.quantize import Choice, Quantization, before_peft, choose_recipe, weight_bytes
 from keystone.quantize.assembling import assemble
 from keystone.quantize.derived import DerivedKey, find_derived
 from manifests import KNOWN_CODES, AdapterUse, Manifest, Recipe, Repository
@@ -231,6 +231,7 @@ def attach_adapters(
     Raises:
         RefusedError: an adapter's tensors did not all find their place.
     """
+    before_peft()
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415 - a second to import
     from peft.tuners.lora import LoraLayer  # noqa: PLC0415
 

@@ -57,7 +57,7 @@ def quality_command(
     """  # noqa: D301 - \b is for click
     from keystone.cli.lean import import_lean  # noqa: PLC0415 - torch and transformers from here on
 
-    import_lean(quantized=True)
+    import_lean(bitsandbytes=True)
     from keystone.quality import compare_schemes  # noqa: PLC0415 - only after the lean imports
     from manifests import Repository  # noqa: PLC0415
 

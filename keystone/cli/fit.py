@@ -61,7 +61,7 @@ def fit_command(
     from keystone.boxes import find_box, parse_size  # noqa: PLC0415 - torch and transformers from here on
     from keystone.cli.lean import import_lean  # noqa: PLC0415
 
-    import_lean(quantized=True)
+    import_lean(bitsandbytes=True)
     from keystone.fit import needs  # noqa: PLC0415 - only after the lean imports
 
     quiet_libraries()

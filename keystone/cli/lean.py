@@ -22,8 +22,8 @@ _TRACE_CLASS = "TransformGetItemToIndex"
 _UNUSED = ("accelerate", "scipy", "sklearn", "torchvision")
 
 
-def import_lean(*, quantized: bool) -> None:
-    """Import the model code, and bitsandbytes if weights may be quantized, as lean as that goes.
+def import_lean(*, bitsandbytes: bool) -> None:
+    """Import the model code, and bitsandbytes if weights may be quantized or adapted, as lean as that goes.
 
     Does nothing where transformers was imported already, by whoever, and falls back on the plain imports where a
     version of transformers wants more of the compiler than this knows of.
@@ -33,7 +33,7 @@ def import_lean(*, quantized: bool) -> None:
     # What is still missing is imported as usual by whoever needs it, and whoever needs it will hear why it failed.
     with suppress(Exception), _without_compiler(), _without_distributed(), _without_packages():
         import_module("keystone.loader")
-        if quantized:
+        if bitsandbytes:
             import_module("keystone.quantize.bitsandbytes_guards").bitsandbytes("nn")
 
 

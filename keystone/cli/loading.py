@@ -8,6 +8,7 @@ from csf_store import Session, Value, human_size, json_option, pass_session, pro
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from csf_store import Archive
     from keystone.loader import LoadedModel
     from keystone.quantize import Quantization
 
@@ -54,7 +55,7 @@ def load_command(
     from keystone.cli.lean import import_lean  # noqa: PLC0415 - torch and transformers
 
     with session.open() as archive:
-        import_lean(quantized=quantization != "none")
+        import_lean(bitsandbytes=quantization != "none" or _adapted(archive, target))
         from keystone.loader import load, planned_bytes  # noqa: PLC0415 - only after the lean imports
 
         quiet_libraries()
@@ -72,6 +73,14 @@ def load_command(
     answers = loaded.complete(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     for prompt, answer in zip(prompts, answers, strict=True):
         session.item({"prompt": prompt, "completion": answer}, f"\n{prompt}{answer}")
+
+
+def _adapted(archive: "Archive", target: str) -> bool:
+    """Whether a load will need PEFT, which needs bitsandbytes."""
+    from manifests import Repository  # noqa: PLC0415 - pydantic
+
+    repository = Repository(archive)
+    return bool(repository.load(repository.resolve(target)).assembly.adapters)
 
 
 def _print_loaded(session: Session, loaded: "LoadedModel") -> None:

@@ -1,6 +1,7 @@
 """How a model's numbers are held: recipes, bitsandbytes and its traps, quantized weights kept by content."""
 
 from keystone.quantize.bitsandbytes_guards import (
+    before_peft,
     bitsandbytes_problem,
     fast_nf4_on_this_cpu,
     is_repacked,
@@ -22,6 +23,7 @@ __all__ = [
     "SCHEMES",
     "Choice",
     "Quantization",
+    "before_peft",
     "bitsandbytes_problem",
     "choose_recipe",
     "default_quantization",

@@ -18,6 +18,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -54,6 +55,12 @@ def bitsandbytes(module: str = "functional") -> Any:
     finally:
         if hidden:
             del sys.modules["kernels"]
+
+
+def before_peft() -> None:
+    """To be called before PEFT is imported: PEFT imports bitsandbytes where it is installed, and knows of no guard."""
+    with suppress(RefusedError):
+        bitsandbytes("nn")
 
 
 def bitsandbytes_problem() -> str | None:

@@ -15,6 +15,7 @@ from keystone.attestation import live_tensors
 from keystone.checkpoints import read_adapter_tensors
 from keystone.errors import RefusedError
 from keystone.model import KeystoneForCausalLM
+from keystone.quantize import before_peft
 from keystone.serve.prefixes import Variant
 from manifests import AdapterUse
 
@@ -77,6 +78,7 @@ class LiveBase:
             self.select(on)
 
     def _attach(self, name: str, adapter: ReadAdapter) -> None:
+        before_peft()
         from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415 - a second to import
         from peft.tuners.lora import LoraLayer  # noqa: PLC0415
 

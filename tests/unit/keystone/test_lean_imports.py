@@ -12,7 +12,7 @@ import json, sys
 from keystone.cli.lean import import_lean
 import torch
 before = (torch.compile, torch.compiler.disable, torch.distributed.is_available())
-import_lean(quantized=True)
+import_lean(bitsandbytes=True)
 assert (torch.compile, torch.compiler.disable, torch.distributed.is_available()) == before
 heavy = ("torch._dynamo", "torch._inductor", "sympy", "torch.distributed.tensor", "peft", "scipy", "sklearn")
 found = [name for name in heavy if name in sys.modules]

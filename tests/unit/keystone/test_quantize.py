@@ -219,13 +219,14 @@ def test_a_recipe_that_computes_in_float32_does() -> None:
         torch.testing.assert_close(model(x), x @ dequantized.T, atol=1e-5, rtol=1e-5)
 
 
-def test_no_code_is_fetched_from_a_hub(tmp_path: Path) -> None:
+@pytest.mark.parametrize("imports", ["bitsandbytes('nn')", "before_peft()\nimport peft"])
+def test_no_code_is_fetched_from_a_hub(tmp_path: Path, imports: str) -> None:
     (tmp_path / "kernels.py").write_text(
         "def get_kernel(*_, **__):\n    open('fetched', 'w').close()\n    raise OSError\n"
     )
     script = (
-        "from keystone.quantize.bitsandbytes_guards import bitsandbytes\n"
-        "bitsandbytes('nn')\nimport kernels\nassert kernels.get_kernel\n"
+        "from keystone.quantize.bitsandbytes_guards import before_peft, bitsandbytes\n"
+        f"{imports}\nimport kernels\nassert kernels.get_kernel\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, check=True)
