@@ -58,9 +58,15 @@ def bitsandbytes(module: str = "functional") -> Any:
 
 
 def before_peft() -> None:
-    """To be called before PEFT is imported: PEFT imports bitsandbytes where it is installed, and knows of no guard."""
+    """To be called before PEFT is imported.
+
+    PEFT imports bitsandbytes where it is installed, and knows of no guard. It also looks for distributed tensors in
+    torch without importing them, trusting that somebody has.
+    """
     with suppress(RefusedError):
         bitsandbytes("nn")
+    with suppress(ImportError):
+        import_module("torch.distributed.tensor")
 
 
 def bitsandbytes_problem() -> str | None:

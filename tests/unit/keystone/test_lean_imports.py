@@ -33,3 +33,24 @@ def test_a_lean_process_answers_like_any_other_without_compiler_and_peft(nano_ar
     assert answer["loader"]
     loaded = keystone.load("nano", archive=nano_archive, quantization="int8", cache="ignore")
     assert answer["text"] == loaded.complete(["def add(a, b):\n"], max_new_tokens=12)
+
+
+ADAPTED = """
+from keystone.cli.lean import import_lean
+import_lean(bitsandbytes=True)
+from keystone.quantize import before_peft
+before_peft()
+import sys
+import torch
+from peft import LoraConfig, get_peft_model
+assert "torch._dynamo" not in sys.modules
+plain = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+x = torch.ones(1, 4)
+expected = plain(x)
+wrapped = get_peft_model(plain, LoraConfig(target_modules=["0"]))
+assert torch.equal(wrapped(x), expected)  # LoRA begins as nothing
+"""
+
+
+def test_a_lean_process_can_attach_adapters() -> None:
+    subprocess.run([sys.executable, "-c", ADAPTED], check=True, capture_output=True, text=True)
