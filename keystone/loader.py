@@ -21,9 +21,10 @@ from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokeni
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
 from keystone.model import KeystoneForCausalLM
-from keystone.quantize import Choice, Quantization, before_peft, choose_recipe, weight_bytes
+from keystone.quantize import Choice, Quantization, choose_recipe, weight_bytes
 from keystone.quantize.assembling import assemble
 from keystone.quantize.derived import DerivedKey, find_derived
+from keystone.wearing import fill, wrap
 from manifests import KNOWN_CODES, AdapterUse, Manifest, Recipe, Repository
 
 Progress = Callable[[int], None]
@@ -231,28 +232,12 @@ def attach_adapters(
     Raises:
         RefusedError: an adapter's tensors did not all find their place.
     """
-    before_peft()
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415 - a second to import
-    from peft.tuners.lora import LoraLayer  # noqa: PLC0415
-
     wrapped: Any = None
     for use in uses:
         fields, tensors = read_adapter_tensors(archive, use.adapter)
         name = use.adapter.hex[:12]
-        config: Any = PeftConfig.from_peft_type(**{**fields, "inference_mode": True})
-        if wrapped is None:
-            wrapped = PeftModel(base, config, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, config)
-        outcome: Any = set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
-        missing = [key for key in outcome.missing_keys if f".{name}." in key]
-        if missing or outcome.unexpected_keys:
-            raise RefusedError(
-                f"adapter {use.adapter} does not fit: missing {missing}, surplus {list(outcome.unexpected_keys)}"
-            )
-        for module in wrapped.modules():
-            if isinstance(module, LoraLayer) and name in module.scaling:
-                module.scaling[name] *= use.weight
+        wrapped = wrap(base, wrapped, name, fields)
+        fill(wrapped, name, tensors, use)
         if progress is not None:
             progress(sum(tensor.nbytes for tensor in tensors.values()))
     wrapped.base_model.set_adapter([use.adapter.hex[:12] for use in uses], inference_mode=True)

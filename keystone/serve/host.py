@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, CsfError, Digest
 from keystone.attestation import attest_tensors
-from keystone.checkpoints import BaseCheckpoint, archived_tokenizer, blank_model
+from keystone.checkpoints import BaseCheckpoint, archived_tokenizer
 from keystone.errors import KeystoneError, RefusedError
 from keystone.loader import default_device
 from keystone.quantize import Quantization, choose_recipe
@@ -396,7 +396,7 @@ class Host:
         assembly = manifest.assembly
         checkpoint = BaseCheckpoint.open(self.archive, assembly.base)
         recipe = choose_recipe(
-            blank_model(checkpoint.config),
+            checkpoint.blank,
             asked=self._quantization,
             manifests_own=manifest.recipe,
             device=self._device,

@@ -15,8 +15,8 @@ from keystone.attestation import live_tensors
 from keystone.checkpoints import read_adapter_tensors
 from keystone.errors import RefusedError
 from keystone.model import KeystoneForCausalLM
-from keystone.quantize import before_peft
 from keystone.serve.prefixes import Variant
+from keystone.wearing import fill, wrap
 from manifests import AdapterUse
 
 
@@ -78,26 +78,13 @@ class LiveBase:
             self.select(on)
 
     def _attach(self, name: str, adapter: ReadAdapter) -> None:
-        before_peft()
-        from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415 - a second to import
-        from peft.tuners.lora import LoraLayer  # noqa: PLC0415
-
-        config: Any = PeftConfig.from_peft_type(**{**adapter.fields, "inference_mode": True})
-        if self._wrapped is None:
-            self._wrapped = PeftModel(self.model, config, adapter_name=name)
-        else:
-            self._wrapped.add_adapter(name, config)
+        self._wrapped = wrap(self.model, self._wrapped, name, adapter.fields)
         self._there.add(name)
-        outcome: Any = set_peft_model_state_dict(self._wrapped, dict(adapter.tensors), adapter_name=name)
-        missing = [key for key in outcome.missing_keys if f".{name}." in key]
-        if missing or outcome.unexpected_keys:
+        try:
+            fill(self._wrapped, name, adapter.tensors, adapter.use)
+        except RefusedError:
             self._remove(name)
-            raise RefusedError(
-                f"adapter {adapter.use.adapter} does not fit: missing {missing}, surplus {outcome.unexpected_keys}"
-            )
-        for module in self._wrapped.modules():
-            if isinstance(module, LoraLayer) and name in module.scaling:
-                module.scaling[name] *= adapter.use.weight
+            raise
 
     def detach(self, names: Sequence[str]) -> None:
         """Take adapters out of the model and of memory."""
