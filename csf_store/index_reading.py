@@ -26,16 +26,9 @@ from csf_store.index_rows import (
     fits,
     is_digest,
 )
+from csf_store.sqlite_trouble import is_kept_out
 
 _BUSY_SECONDS: Final = 60.0
-_STORAGE_TROUBLE: Final = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_READONLY",
-    "SQLITE_CANTOPEN",
-    "SQLITE_PERM",
-)
 
 
 class IndexReading:
@@ -84,7 +77,7 @@ class IndexReading:
                 with contextlib.suppress(sqlite3.Error):
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
-                if getattr(error, "sqlite_errorname", "").startswith(_STORAGE_TROUBLE):
+                if is_kept_out(error):
                     raise StorageError(
                         f"the index can not be written ({error}); free space or check permissions, then try again"
                     ) from error

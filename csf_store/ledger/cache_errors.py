@@ -6,17 +6,8 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
-_UNWRITABLE: Final = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_READONLY",
-    "SQLITE_CANTOPEN",
-    "SQLITE_PERM",
-    "SQLITE_IOERR",
-)
+from csf_store.sqlite_trouble import is_storage_trouble
 
 
 class CacheDamagedError(Exception):
@@ -33,7 +24,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
-        if getattr(error, "sqlite_errorname", "").startswith(_UNWRITABLE):
+        if is_storage_trouble(error):
             raise CacheUnwritableError(str(error)) from error
         raise CacheDamagedError(str(error)) from error
 

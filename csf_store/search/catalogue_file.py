@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from csf_store.sqlite_trouble import is_storage_trouble
+
 KEY_BYTES: Final = 16
 """Bytes kept of a content key or a chunk digest."""
 OBJECT_COLUMNS: Final = "id, kind, size, aligned, header, layout, digest, crc"
@@ -63,15 +65,6 @@ CREATE TABLE labels(
   digest INTEGER NOT NULL, source INTEGER NOT NULL, name BLOB NOT NULL, crc INTEGER NOT NULL,
   PRIMARY KEY(digest, source, name)) WITHOUT ROWID;
 """
-_STORAGE_TROUBLE: Final = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_READONLY",
-    "SQLITE_CANTOPEN",
-    "SQLITE_PERM",
-    "SQLITE_IOERR",
-)
 
 _Value: TypeAlias = bytes | int | str | None
 
@@ -229,6 +222,6 @@ def _sqlite_errors() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-        if getattr(error, "sqlite_errorname", "").startswith(_STORAGE_TROUBLE):
+        if is_storage_trouble(error):
             raise CatalogueUnwritableError(str(error)) from error
         raise CatalogueUnusableError(str(error)) from error
