@@ -21,7 +21,7 @@ from adapters.errors import (
     TrainingRefusedError,
     UnsupportedAdapterError,
 )
-from adapters.fit import archived_adapter, check_fit, check_fits, fit_problem
+from adapters.fit import archived_adapter, archived_shapes, check_fit, check_fits, fit_errors, fit_problem
 from adapters.frozen import base_entries, check_unchanged
 from adapters.guard_report import GuardReport, ReferenceModel, histories
 from adapters.guard_report import judge as judge_candidate
@@ -101,6 +101,7 @@ __all__ = [
     "UnsupportedAdapterError",
     "add_adapter",
     "archived_adapter",
+    "archived_shapes",
     "base_entries",
     "calibrate_signals",
     "canonical_config",
@@ -112,6 +113,7 @@ __all__ = [
     "deduplicate",
     "divergences",
     "entropies",
+    "fit_errors",
     "fit_problem",
     "histories",
     "judge_candidate",

@@ -8,7 +8,7 @@ base of equal shapes cannot be told apart by shapes, which is what adapter recor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from adapters.errors import AdapterError, AdapterFitError, InvalidAdapterError, MissingTensorError, ShapeMismatchError
 from adapters.peft_config import parse_config
@@ -29,25 +29,33 @@ def check_fits(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> None
         MissingTensorError: a module the base does not have, or one the configuration adapts and the adapter does not.
         ShapeMismatchError: a shape that does not follow from the base; both shapes are named.
     """
+    for error in fit_errors(adapter, base):
+        raise error
+
+
+def fit_errors(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> Iterator[AdapterFitError]:
+    """Everything that `check_fits` would complain about, each as the error it would raise."""
     for module, parts in adapter.modules.items():
         weight = base.get(module + _SUFFIX)
         if weight is None:
-            raise MissingTensorError(f"the adapter changes {module}, and the base has no tensor {module}{_SUFFIX}")
+            yield MissingTensorError(f"the adapter changes {module}, and the base has no tensor {module}{_SUFFIX}")
+            continue
         if len(weight.shape) != 2:
-            raise ShapeMismatchError(
+            yield ShapeMismatchError(
                 f"the adapter changes module {module}, whose tensor in the base has shape {list(weight.shape)}; a"
                 " low-rank pair needs a matrix"
             )
+            continue
         for part, expected in _expected_shapes(adapter, module, weight.shape[0], weight.shape[1]).items():
             found = parts.get(part)
             if found is not None and found.shape != expected:
-                raise ShapeMismatchError(
+                yield ShapeMismatchError(
                     f"tensor {PREFIX}{module}.{part} has shape {list(found.shape)}; rank"
                     f" {adapter.settings.rank_of(module)} on a base tensor of {list(weight.shape)} needs"
                     f" {list(expected)}"
                 )
-    _check_replaced(adapter, base)
-    _check_complete(adapter, base)
+    yield from _replaced_errors(adapter, base)
+    yield from _incomplete_errors(adapter, base)
 
 
 def _expected_shapes(adapter: AdapterTensors, module: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
@@ -63,31 +71,31 @@ def _expected_shapes(adapter: AdapterTensors, module: str, rows: int, columns: i
     }
 
 
-def _check_replaced(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> None:
+def _replaced_errors(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> Iterator[AdapterFitError]:
     for name, tensor in adapter.replaced.items():
         known = base.get(name)
         if known is None:
-            raise MissingTensorError(f"the adapter replaces tensor {name}, which the base does not have")
-        if known.shape != tensor.shape:
-            raise ShapeMismatchError(
+            yield MissingTensorError(f"the adapter replaces tensor {name}, which the base does not have")
+        elif known.shape != tensor.shape:
+            yield ShapeMismatchError(
                 f"tensor {PREFIX}{name} has shape {list(tensor.shape)}; the base tensor it replaces has"
                 f" {list(known.shape)}"
             )
 
 
-def _check_complete(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> None:
+def _incomplete_errors(adapter: AdapterTensors, base: Mapping[str, TensorShape]) -> Iterator[AdapterFitError]:
     for name in sorted(base):
         module = name.removesuffix(_SUFFIX)
         if module == name or len(base[name].shape) != 2 or module in adapter.modules:
             continue
         if adapter.settings.targets(module):
-            raise MissingTensorError(
+            yield MissingTensorError(
                 f"the configuration adapts module {module}, and the adapter has no pair for it; PEFT would start it"
                 " from noise"
             )
     for name in adapter.settings.modules_to_save:
         if not any(f".{name}." in f".{tensor}" for tensor in adapter.replaced):
-            raise MissingTensorError(f"modules_to_save names {name}, and the adapter has no tensor for it")
+            yield MissingTensorError(f"modules_to_save names {name}, and the adapter has no tensor for it")
 
 
 def archived_shapes(archive: Archive, tree: Digest) -> dict[str, TensorShape]:
