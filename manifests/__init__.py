@@ -11,6 +11,7 @@ from manifests.canonical import Json, JsonObject
 from manifests.canonical import digest_of as canonical_digest
 from manifests.canonical import encode as canonical_bytes
 from manifests.canonical import parse as parse_canonical
+from manifests.deliberation import Deliberation, Proposal, Seat
 from manifests.document import Document
 from manifests.errors import (
     ApprovalRefusedError,
@@ -26,6 +27,7 @@ from manifests.errors import (
     LineageCycleError,
     LineageError,
     ManifestError,
+    MissingExtraError,
     MissingLinkError,
     MissingParentError,
     NotCanonicalError,
@@ -40,9 +42,18 @@ from manifests.errors import (
 from manifests.evidence import AdapterRecord, EvalReport, Interval, Score, TrainingConfig, TrainingRecord
 from manifests.fields import DigestField, ModuleName
 from manifests.finding import Difference, ManifestQuery, differences
+from manifests.head_to_head import (
+    Contestant,
+    ContestRules,
+    ContestVerdict,
+    HeadToHead,
+    contest_verdict,
+    head_to_head_statement,
+)
 from manifests.items import Item, read_items, score_problem
 from manifests.kinds import KINDS, json_schema, load_any, read_any
 from manifests.measurement import Measurement
+from manifests.model_registry import RegistryDocument, RegistryEntry
 from manifests.parity import ParityCase, ParityReport
 from manifests.ref_names import is_ref_name
 from manifests.refs import RefEvent, Refs
@@ -89,7 +100,11 @@ __all__ = [
     "BadSignatureError",
     "BaseMismatchError",
     "CheckpointNote",
+    "ContestRules",
+    "ContestVerdict",
+    "Contestant",
     "CorruptDocumentError",
+    "Deliberation",
     "Difference",
     "DigestField",
     "Document",
@@ -98,6 +113,7 @@ __all__ = [
     "EvalSummary",
     "FitCheck",
     "FoundSignature",
+    "HeadToHead",
     "Interval",
     "InvalidDocumentError",
     "InvalidKeyError",
@@ -117,6 +133,7 @@ __all__ = [
     "ManifestError",
     "ManifestQuery",
     "Measurement",
+    "MissingExtraError",
     "MissingLinkError",
     "MissingParentError",
     "ModuleName",
@@ -124,6 +141,7 @@ __all__ = [
     "NotFoundError",
     "ParityCase",
     "ParityReport",
+    "Proposal",
     "ProtectedRefError",
     "PublicKey",
     "Recipe",
@@ -132,11 +150,14 @@ __all__ = [
     "RefNotFoundError",
     "Refs",
     "RefusedError",
+    "RegistryDocument",
+    "RegistryEntry",
     "RejectedRecord",
     "Repository",
     "RollbackRefusedError",
     "SchemaVersionError",
     "Score",
+    "Seat",
     "SignatureState",
     "SignedApproval",
     "SigningKey",
@@ -162,10 +183,12 @@ __all__ = [
     "audit_page",
     "canonical_bytes",
     "canonical_digest",
+    "contest_verdict",
     "differences",
     "draft_approval",
     "eval_statement",
     "find_approval",
+    "head_to_head_statement",
     "is_ref_name",
     "json_schema",
     "judge_tripwire",

@@ -14,9 +14,12 @@ from pydantic.json_schema import JsonSchemaValue
 
 from csf_store import Archive, Digest, Kind
 from manifests import canonical
+from manifests.deliberation import Deliberation
 from manifests.document import Document
 from manifests.errors import NotFoundError, SchemaVersionError
 from manifests.evidence import AdapterRecord, EvalReport, TrainingRecord
+from manifests.head_to_head import HeadToHead
+from manifests.model_registry import RegistryDocument
 from manifests.parity import ParityReport
 from manifests.schema import Assembly, Manifest, Recipe
 from manifests.statements import Approval, Attestation, SourceGateReport
@@ -30,10 +33,13 @@ KINDS: Mapping[str, type[Document]] = MappingProxyType(
             Approval,
             Assembly,
             Attestation,
+            Deliberation,
             EvalReport,
+            HeadToHead,
             Manifest,
             ParityReport,
             Recipe,
+            RegistryDocument,
             SourceGateReport,
             TrainingRecord,
             TripwirePolicy,

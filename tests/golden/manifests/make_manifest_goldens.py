@@ -20,17 +20,25 @@ from manifests import (
     Approval,
     Assembly,
     Attestation,
+    Contestant,
+    ContestRules,
+    Deliberation,
     Document,
     EvalReport,
     EvalSummary,
+    HeadToHead,
     Interval,
     LineageStep,
     Manifest,
     ParityCase,
     ParityReport,
+    Proposal,
     Recipe,
+    RegistryDocument,
+    RegistryEntry,
     RejectedRecord,
     Score,
+    Seat,
     Source,
     SourceGateReport,
     TrainingConfig,
@@ -226,6 +234,10 @@ def evidence(assembly: Assembly, recipe: Recipe) -> dict[str, Document]:
         "approval-first": Approval(ref="prod", assembly=assembly.digest, ledger=began),
         "attestation": attestation,
         "parity-report": parity_report(),
+        "head-to-head": head_to_head(),
+        "model-registry": model_registry(),
+        "model-registry-empty": RegistryDocument(),
+        "deliberation": deliberation(),
     }
 
 
@@ -253,6 +265,84 @@ def parity_report() -> ParityReport:
                 passed=False,
             ),
         ),
+    )
+
+
+def head_to_head() -> HeadToHead:
+    ours = Contestant(
+        assembly=d("assembly"), recipe=d("recipe"), api="local", style="completion", passed=61, items=d("ours")
+    )
+    theirs = Contestant(
+        endpoint="http://127.0.0.1:11434", model="coder:7b", api="ollama", style="completion", passed=40, items=d("its")
+    )
+    return HeadToHead(
+        candidate=ours,
+        opponent=theirs,
+        suite="humaneval",
+        suite_digest=d("humaneval"),
+        n=164,
+        units=164,
+        rules=ContestRules(look=2, seed=7),
+        difference=21 / 164,
+        error=0.03125,
+        p_worse=0.9999,
+        p_better=0.0001,
+        p_inferior=0.0001,
+        minimal_effect=0.09375,
+        verdict="IMPROVED",
+        settings={"decoding": "greedy", "sandbox": "bwrap"},
+    )
+
+
+def model_registry() -> RegistryDocument:
+    ours = RegistryEntry(
+        id="nano",
+        endpoint="keystone:nano",
+        assembly=d("assembly"),
+        recipe=d("recipe"),
+        self_converges=True,
+        vram_bytes=612_345_678,
+        vram_source="fit",
+        ctx_tokens=2048,
+        task_types=("kernel", "coding"),
+        report=d("report"),
+        note="The embedded base.",
+    )
+    theirs = RegistryEntry(
+        id="coder:7b",
+        endpoint="http://127.0.0.1:11434",
+        model="coder:7b",
+        tool_calling=True,
+        rank=3,
+        capability=88.5,
+    )
+    return RegistryDocument(models=(ours, theirs))
+
+
+def deliberation() -> Deliberation:
+    seats = (
+        Seat(id="nano", manifest=d("manifest"), assembly=d("assembly"), recipe=d("recipe")),
+        Seat(id="coder:7b", endpoint="http://127.0.0.1:11434", model="coder:7b"),
+    )
+    return Deliberation(
+        task=d("task"),
+        check=d("check"),
+        members=seats,
+        proposals=(
+            Proposal(
+                member=0, sample=0, seed=1, verdict="failed", detail="not so", answer=d("a"), program=d("a program")
+            ),
+            Proposal(member=1, sample=0, seed=2, verdict="passed", answer=d("b"), program=d("b program")),
+            Proposal(member=0, sample=1, seed=3, verdict="unanswered", detail="it took too long"),
+        ),
+        cited=(d("record two"), d("record one")),
+        context=d("context"),
+        mode="best",
+        agreement="one",
+        winner=1,
+        record=d("record"),
+        sandbox="bwrap",
+        settings={"samples": "2"},
     )
 
 
