@@ -16,6 +16,7 @@ AdapterError (1)
 ├── InvalidPolicyError (7)        a test or gate asked to run by rules that make no sense; fix the policy
 ├── InvalidEvidenceError (7)      results that do not belong together or are not complete; evaluate again
 ├── HoldoutError (10)             a draw that was used before, or not committed to; commit to and draw a fresh one
+├── InvalidCheckpointError (6)    the state of a run on disk is damaged, or of another run; remove it, start anew
 ├── SourceRefusedError (10)       records that may not train; each is named with its reason
 └── TrainingFailedError (1)       no usable adapter came out, a loss that is not a number for instance
 ```
@@ -90,6 +91,12 @@ class BaseChangedError(AdapterError):
 
 class TrainingFailedError(AdapterError):
     """Training that cannot start or cannot go on."""
+
+
+class InvalidCheckpointError(AdapterError):
+    """The state of a training run on disk that cannot be gone on with."""
+
+    exit_code = 6
 
 
 class InvalidPolicyError(AdapterError):

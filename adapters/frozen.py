@@ -62,13 +62,16 @@ def base_entries(model: Module) -> dict[str, TensorEntry]:
 def plain_name(name: str) -> str | None:
     """The base's own name of a tensor in a PEFT model; None for a tensor of the adapter.
 
-    PEFT wraps a module `m` as `base_model.model.m` with the original inside as `base_layer`.
+    PEFT wraps a module `m` as `base_model.model.m` with the original inside as `base_layer`; a module that is saved as
+    a whole as `original_module`, beside its trained copy in `modules_to_save`.
     """
     rest = name.removeprefix("base_model.model.")
     parts = rest.split(".")
-    if rest != name and any(part.startswith("lora_") for part in parts):
+    if rest == name:
+        return name
+    if any(part.startswith("lora_") or part == "modules_to_save" for part in parts):
         return None
-    return ".".join(part for part in parts if part != "base_layer") if rest != name else name
+    return ".".join(part for part in parts if part not in {"base_layer", "original_module"})
 
 
 def check_unchanged(before: Mapping[str, TensorEntry], after: Mapping[str, TensorEntry]) -> None:

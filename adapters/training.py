@@ -3,7 +3,11 @@
 The base is hashed before and after (see `frozen`); seeds, data, libraries and machine go into a `TrainingRecord`. On
 one machine with the same libraries and thread count, the same arguments give the same adapter, bit for bit: the order
 of batches, the initial weights and dropout come from the seed, and PyTorch is held to deterministic kernels. The
-caller's random state is left as it was.
+caller's random state is left as it was. A run that keeps checkpoints (`training_state`) may be killed at any instant,
+and gives that same adapter when it is called again.
+
+Training may go on from an adapter that is there already: its tensors are where the new one starts, and the record names
+it as the parent. Modules named in `modules_to_save` are trained as a whole and saved with the adapter.
 
 Nothing here chooses data. Which examples may train is the source gate's decision, made before this is called.
 """
@@ -12,18 +16,20 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 from adapters.errors import TrainingFailedError
 from adapters.frozen import base_entries, check_unchanged, tensor_entry
+from adapters.machine import Machine
+from adapters.peft_attach import ParentAdapter, attach
+from adapters.training_state import Checkpoints, RunFile, capture, restore
 from adapters.writing import adapter_state
 from csf_store import Digest
-from manifests import TensorEntry, TrainingConfig, TrainingRecord, tensor_set_digest
+from manifests import TensorEntry, TrainingConfig, TrainingRecord, canonical_digest, tensor_set_digest
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +43,6 @@ Batch: TypeAlias = "Mapping[str, Tensor]"
 Progress: TypeAlias = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, loss)."""
 
-_LIBRARIES = ("numpy", "peft", "safetensors", "torch", "transformers")
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
@@ -48,11 +52,13 @@ class TrainingResult:
         model: the PEFT model, in evaluation mode, adapter `default` active.
         losses: one number a step.
         record: the proof, not yet stored.
+        checkpoint: the run's file, to be removed when the adapter is safe; None where none is kept.
     """
 
     model: PeftModel
     losses: tuple[float, ...]
     record: TrainingRecord
+    checkpoint: RunFile | None = None
 
 
 def train_lora(
@@ -62,6 +68,12 @@ def train_lora(
     *,
     base: Digest,
     data: Iterable[Digest] = (),
+    experience: Iterable[Digest] = (),
+    gate: Digest | None = None,
+    parent: ParentAdapter | None = None,
+    modules_to_save: Sequence[str] = (),
+    checkpoints: Checkpoints | None = None,
+    also: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a LoRA adapter on a frozen model. The model is wrapped in place, as PEFT does.
@@ -72,43 +84,57 @@ def train_lora(
         config: rank, targets, steps, rate, seed.
         base: the tree the model was loaded from.
         data: the data sets behind the batches, by digest.
+        experience: the Convergence Records among them.
+        gate: the source gate's report that let them in.
+        parent: the adapter to go on from, of the same rank, targets and saved modules.
+        modules_to_save: modules trained as a whole, by the last parts of their names.
+        checkpoints: where to keep the state of the run, and to look for it; None keeps nothing.
+        also: further libraries that compute, for the record.
         progress: told after every step.
 
     Raises:
         TrainingFailedError: no batches, no such target module, or a loss that is not finite; the step is named.
+        AdapterFitError: the parent is not of the shape that is trained here.
+        InvalidCheckpointError: the run's checkpoint is damaged.
         BaseChangedError: when any base tensor differs afterwards; the tensor is named.
     """
-    import torch  # noqa: PLC0415  # lazy: `import adapters` stays light
-
     if not batches:
         raise TrainingFailedError("there are no batches to train on; collect or generate some first")
     _clear_in_place_repacking(model)
     before = base_entries(model)
     device = next(model.parameters()).device
+    machine = Machine.here(device, also=also)
+    base_before, digest = tensor_set_digest(before.values()), batches_digest(batches)
     with _reproducible(config.seed, device):
-        peft_model = _attach(model, config)
-        losses = _run(peft_model, batches, config, device, progress)
+        peft_model = attach(model, config, modules_to_save=modules_to_save, parent=parent)
+        file = None
+        if checkpoints is not None:
+            file = checkpoints.of(_run_key(config, base_before, digest, peft_model, machine))
+        losses = _run(peft_model, batches, config, _Keeping(file, checkpoints), progress)
     peft_model.eval()
     after = base_entries(peft_model)
     check_unchanged(before, after)
     state = adapter_state(peft_model)
     record = TrainingRecord(
         base=base,
-        base_before=tensor_set_digest(before.values()),
+        parent=None if parent is None else parent.digest,
+        base_before=base_before,
         base_after=tensor_set_digest(after.values()),
-        adapter_tensors=tensor_set_digest(tensor_entry(name, tensor) for name, tensor in state.items()),
+        adapter_tensors=_set_digest(state),
         data=tuple(data),
-        batches=batches_digest(batches),
+        experience=tuple(experience),
+        gate=gate,
+        batches=digest,
         examples=sum(int(batch["input_ids"].shape[0]) for batch in batches),
         config=config,
         losses=tuple(losses),
         final_loss=losses[-1],
-        device=_device_name(device),
-        threads=torch.get_num_threads(),
-        capability=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        libraries={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        device=machine.device,
+        threads=machine.threads,
+        capability=machine.capability,
+        libraries=machine.libraries,
     )
-    return TrainingResult(model=peft_model, losses=tuple(losses), record=record)
+    return TrainingResult(model=peft_model, losses=tuple(losses), record=record, checkpoint=file)
 
 
 def batches_digest(batches: Sequence[Batch]) -> Digest:
@@ -127,37 +153,62 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / left))
 
 
-def _attach(model: PreTrainedModel, config: TrainingConfig) -> PeftModel:
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # lazy: peft imports torch and transformers
+def _set_digest(tensors: Mapping[str, Tensor]) -> Digest:
+    return tensor_set_digest(tensor_entry(name, tensor) for name, tensor in tensors.items())
 
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
+
+def _run_key(config: TrainingConfig, base: Digest, batches: Digest, model: PeftModel, machine: Machine) -> Digest:
+    """Names a run: everything that decides its result. The start is the adapter as attached, parent or seed."""
+    start = {name: parameter.detach().cpu() for name, parameter in _trainable(model).items()}
+    return canonical_digest(
+        {
+            "config": config.to_json(),
+            "base": str(base),
+            "batches": str(batches),
+            "start": str(_set_digest(start)),
+            "machine": [machine.device, machine.threads, machine.capability, dict(machine.libraries)],
+        }
     )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise TrainingFailedError(f"no adapter can be attached to {', '.join(config.targets)}: {error}") from error
+
+
+def _trainable(model: PeftModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeping:
+    """What a run does about its checkpoints; nothing where it has no file."""
+
+    file: RunFile | None
+    settings: Checkpoints | None
+
+    def is_due(self, step: int, steps: int) -> bool:
+        return self.settings is not None and (step % self.settings.every == 0 or step == steps)
 
 
 def _run(
     model: PeftModel,
     batches: Sequence[Batch],
     config: TrainingConfig,
-    device: torch.device,
+    keeping: _Keeping,
     progress: Progress | None,
 ) -> list[float]:
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  # lazy: `import adapters` stays light
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = _trainable(model)
+    trainable = list(named.values())
+    device = trainable[0].device
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     model.train()
     losses: list[float] = []
-    for step, number in zip(range(config.steps), _order(len(batches), config.seed), strict=False):
+    state = keeping.file.load() if keeping.file is not None else None
+    if state is not None:
+        restore(state, named, optimizer, device)
+        losses += state.losses
+        if progress is not None:
+            progress(len(losses), config.steps, losses[-1])
+    order = islice(_order(len(batches), config.seed), len(losses), None)
+    for step, number in zip(range(len(losses), config.steps), order, strict=False):
         batch = {key: tensor.to(device) for key, tensor in batches[number].items()}
         loss = model(**batch, use_cache=False).loss
         value = float(loss.detach())
@@ -170,6 +221,8 @@ def _run(
         torch.nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
         optimizer.step()
         losses.append(value)
+        if keeping.file is not None and keeping.is_due(step + 1, config.steps):
+            keeping.file.save(capture(step + 1, losses, named, optimizer, device))
         if progress is not None:
             progress(step + 1, config.steps, value)
     return losses
@@ -213,9 +266,3 @@ def _clear_in_place_repacking(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # not a declared attribute of Module
-
-
-def _device_name(device: torch.device) -> str:
-    import torch  # noqa: PLC0415
-
-    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
