@@ -28,6 +28,7 @@ class Answer:
         self.done = False
         self.retries = 0
         self._limit = limit
+        self._guide = None if request.grammar is None else request.grammar.guide()
         self._sampler = Sampler(request.sampling, choice, request.prompt)
         self._text = Detokeniser(tokenizer)
         self._stops = StopFilter(request.stops)
@@ -38,7 +39,7 @@ class Answer:
     @property
     def plain_greedy(self) -> bool:
         """Whether it takes the likeliest token, so that a whole batch can be asked at once."""
-        return self.generation.request.sampling.plain_greedy
+        return self.generation.request.sampling.plain_greedy and self._guide is None
 
     def take(self, logits_V: Tensor | None, likeliest: int, ends: Collection[int]) -> None:  # noqa: N803
         """Choose the next token and send what text it makes certain.
@@ -53,11 +54,12 @@ class Answer:
             token = likeliest
             self._sampler.accept(token)
         else:
-            token = self._sampler.draw(logits_V)
+            token = self._sampler.draw(logits_V if self._guide is None else self._guide.mask(logits_V))
         self.ids.append(token)
         if token in ends and not self.generation.request.ignore_end:
             self._finish("stop")
             return
+        complete = self._guide is not None and self._guide.accept(token)
         text = self._text.feed(token)
         self._decoded += len(text)
         if sampling.scores and logits_V is not None:
@@ -65,6 +67,8 @@ class Answer:
         self._send(self._stops.feed(text))
         if self._stops.stopped is not None:
             self._end("stop")
+        elif complete:
+            self._finish("stop")
         elif len(self.ids) >= self._limit:
             self._finish("length")
 

@@ -35,6 +35,7 @@ from keystone.serve.errors import (
     TimeLimitError,
 )
 from keystone.serve.generation import Event, Failed, Generation, GenerationRequest, Timing
+from keystone.serve.grammar import Grammars
 from keystone.serve.limits import Limits
 from keystone.serve.prefixes import PrefixStore, Variant
 from keystone.serve.queueing import FairQueue
@@ -87,6 +88,7 @@ class Engine:
         self.config = config
         self.counters = Counters()
         self.ends = end_tokens(config, tokenizer)
+        self.grammars = Grammars(tokenizer, config.vocab_size, self.ends)
         first = next(model.parameters())
         self.on_card = first.device.type != "cpu"
         self._dtype = first.dtype

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from keystone.serve.errors import ServeError
+from keystone.serve.grammar import Grammar
 from keystone.serve.prefixes import Variant
 from keystone.serve.sampling import Sampling, TokenScore
 
@@ -29,6 +30,7 @@ class GenerationRequest:
         variant: the adapters to answer with.
         client: who asks; clients take turns in the queue.
         ignore_end: whether end tokens are tokens like others; for measurements.
+        grammar: what each answer may say; None for anything.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +41,7 @@ class GenerationRequest:
     variant: Variant = ()
     client: str = ""
     ignore_end: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)

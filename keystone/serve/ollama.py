@@ -153,6 +153,7 @@ async def _answer(
                 fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
                 variant=stream.lease.served.variant,
                 client=client_of(request),
+                grammar=await asyncio.to_thread(fields.grammar, engine.grammars),
             )
         )
         if fields.stream:

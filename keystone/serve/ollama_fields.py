@@ -12,6 +12,7 @@ from pydantic import Field
 from keystone.serve.chat import Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
+from keystone.serve.grammar import Grammar, Grammars
 from keystone.serve.openai_fields import MAX_SEED, MOST_ALTERNATIVES
 from keystone.serve.sampling import Sampling
 
@@ -29,7 +30,6 @@ _USUAL_OPTIONS: dict[str, tuple[Any, ...]] = {
     "num_keep": (0,),
 }
 _USUAL: dict[str, tuple[Any, ...]] = {
-    "format": ("",),
     "images": ([],),
     "suffix": ("",),
     "think": (False,),
@@ -145,6 +145,7 @@ class OllamaFields(RequestFields):
     stream: bool = True
     options: Options = Field(default_factory=Options)
     keep_alive: str | float | None = None
+    format: str | dict[str, Any] = ""
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
 
@@ -156,6 +157,22 @@ class OllamaFields(RequestFields):
         """
         refuse_unknown(self, neutral=(), defaults=_USUAL)
         self.options.check(context)
+
+    def grammar(self, grammars: Grammars) -> Grammar | None:
+        """What the answer may say.
+
+        Raises:
+            UnsupportedValueError: it is neither "json" nor a schema that can be held to.
+        """
+        if isinstance(self.format, dict):
+            return grammars.json_schema(self.format, parameter="format")
+        if self.format == "json":
+            return grammars.json_object(parameter="format")
+        if self.format:
+            raise UnsupportedValueError(
+                f'format: {self.format[:40]!r} is not known; say "json" or give a JSON schema', parameter="format"
+            )
+        return None
 
 
 class ChatFields(OllamaFields):

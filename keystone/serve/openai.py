@@ -17,6 +17,7 @@ from keystone.serve.chat import chat_prompt, text_ids
 from keystone.serve.errors import BadRequestError, ServeError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest
+from keystone.serve.grammar import Grammar
 from keystone.serve.host import Host, Lease, ModelName
 from keystone.serve.openai_fields import ChatFields, CommonFields, CompletionFields
 from keystone.serve.sampling import TokenScore
@@ -76,6 +77,7 @@ def openai_routes(host: Host) -> APIRouter:
                 fields.n,
                 stream.lease.served.variant,
                 client_of(request),
+                grammar=await asyncio.to_thread(_grammar, stream.lease, fields),
             )
             stream.submit(made)
             return await _respond(request, stream, fields, _ChatShape(stream, fields))
@@ -134,6 +136,10 @@ def _model(line: ModelName) -> Json:
 def _sampling(stream: AnswerStream, fields: CommonFields, *, scores: bool, alternatives: int) -> Any:
     vocabulary = stream.lease.engine.config.vocab_size
     return fields.sampling(vocabulary=vocabulary, scores=scores, alternatives=alternatives)
+
+
+def _grammar(lease: Lease, fields: ChatFields) -> Grammar | None:
+    return None if fields.response_format is None else fields.response_format.grammar(lease.engine.grammars)
 
 
 def _prompt_ids(lease: Lease, prompt: str | list[int]) -> tuple[int, ...]:

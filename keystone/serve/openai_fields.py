@@ -7,6 +7,7 @@ from pydantic import Field
 from keystone.serve.chat import Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
+from keystone.serve.grammar import Grammar, Grammars
 from keystone.serve.sampling import Sampling
 
 MAX_SEED = 2**63 - 1
@@ -122,6 +123,40 @@ class CommonFields(RequestFields):
         )
 
 
+class JsonSchemaFormat(RequestFields):
+    """`response_format.json_schema`; every schema is held to strictly, whatever `strict` says."""
+
+    name: str = ""
+    description: str = ""
+    content: dict[str, Any] | bool = Field(default=True, alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(RequestFields):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    def grammar(self, grammars: Grammars) -> Grammar | None:
+        """What answers may say.
+
+        Raises:
+            BadRequestError: a schema is missing, or cannot be held to.
+        """
+        refuse_unknown(self, neutral=(), defaults={}, prefix="response_format.")
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return grammars.json_object(parameter="response_format")
+        if self.json_schema is None or "content" not in self.json_schema.model_fields_set:
+            raise BadRequestError(
+                "response_format: json_schema.schema is missing", parameter="response_format.json_schema.schema"
+            )
+        refuse_unknown(self.json_schema, neutral=(), defaults={}, prefix="response_format.json_schema.")
+        return grammars.json_schema(self.json_schema.content, parameter="response_format.json_schema.schema")
+
+
 class ContentPart(RequestFields):
     """A part of a message; only text is understood."""
 
@@ -168,6 +203,7 @@ class ChatFields(CommonFields):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
 

@@ -1,5 +1,6 @@
 """The official `ollama` client against a server on nano that serves its whole archive."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_logprobs(client: ollama.Client) -> None:
     assert all(len(each.top_logprobs or ()) == 2 for each in answer.logprobs)
 
 
+def test_json_and_a_schema(client: ollama.Client) -> None:
+    options = {"temperature": 1, "seed": 2, "num_predict": 60}
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["ok"]}
+    whole = client.chat(model="nano", messages=ASK, format={**schema, "additionalProperties": False}, options=options)
+    assert isinstance(json.loads(whole.message.content or "")["ok"], bool)
+    parts = client.generate(model="nano", prompt=CODE, format="json", options=options, stream=True)
+    last = ""
+    for part in parts:
+        last += part.response
+    assert part.done_reason == "length" or isinstance(json.loads(last), dict)
+
+
 def test_neutral_options_are_accepted(client: ollama.Client) -> None:
     options = {"temperature": 0, "num_predict": 4, "num_thread": 2, "mirostat": 0, "num_ctx": 512, "seed": -1}
     assert client.generate(model="nano", prompt=CODE, raw=True, options=options, keep_alive="5m").eval_count == 4
@@ -110,7 +123,7 @@ def test_neutral_options_are_accepted(client: ollama.Client) -> None:
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"num_ctx": 4096}}, "options.num_ctx"),
         ({"options": {"temperature": -1}}, "options.temperature"),
-        ({"format": "json"}, "format"),
+        ({"format": {"uniqueItems": True}}, "uniqueItems"),
         ({"suffix": "x"}, "suffix"),
         ({"think": True}, "think"),
         ({"keep_alive": "soon"}, "keep_alive"),

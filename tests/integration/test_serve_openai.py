@@ -1,11 +1,15 @@
 """The official `openai` client against a server on nano: it must find nothing it does not know."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx
+import jsonschema
 import openai
+import pydantic
 import pytest
 from serving_clients import Server, server_on
 
@@ -178,7 +182,10 @@ def test_null_default_and_neutral_values_are_accepted(client: openai.OpenAI) -> 
 REFUSED = (
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
-    ("response_format", {"type": "json_object"}),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}),
+    ("response_format", {"type": "grammar"}),
+    ("response_format", {"type": "json_object", "strength": 2}),
     ("functions", [{"name": "f"}]),
     ("reasoning_effort", "high"),
     ("modalities", ["audio"]),
@@ -204,6 +211,50 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(client: openai.OpenAI, n
         client.chat.completions.create(model="nano", messages=ASK, extra_body={name: value})
     assert refused.value.param is not None and refused.value.param.startswith(name)
     assert name in refused.value.message
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_json_by_schema_whole_and_streamed(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+    options = {"model": "nano", "messages": ASK, "seed": 3, "temperature": 1.5, "max_tokens": 90}
+    whole = client.chat.completions.create(**options, response_format=form, n=3)
+    assert [choice.finish_reason for choice in whole.choices] == ["stop"] * 3
+    for choice in whole.choices:
+        jsonschema.validate(json.loads(choice.message.content or ""), PERSON)
+    stream = client.chat.completions.create(**options, response_format=form, stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == whole.choices[0].message.content
+
+
+def test_any_json_object_is_one_or_is_cut(client: openai.OpenAI) -> None:
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="tuned", messages=ASK, seed=seed, max_tokens=60, response_format={"type": "json_object"}
+        )
+        text = answer.choices[0].message.content or ""
+        assert text.startswith("{")
+        assert answer.choices[0].finish_reason == "length" or isinstance(json.loads(text), dict)
+
+
+class Verdict(pydantic.BaseModel):
+    right: bool
+    grade: Literal["good", "bad"]
+    notes: list[Annotated[str, pydantic.Field(max_length=5)]] = pydantic.Field(max_length=2)
+
+
+def test_the_clients_own_parsing_gives_typed_answers(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(model="nano", messages=ASK, seed=1, max_tokens=150, response_format=Verdict)
+    assert isinstance(answer.choices[0].message.parsed, Verdict)
 
 
 def test_pictures_and_tools_in_messages_are_refused_by_name(client: openai.OpenAI) -> None:
