@@ -1,6 +1,7 @@
 """Adapters: the only way weights may change."""
 
-from adapters.comparison import Contrast, FamilyLoss, Outcome
+from adapters.comparison import Contrast, FamilyLoss, Outcome, contrast
+from adapters.comparison import pair as pair_outcomes
 from adapters.contamination import HeldOut, HoldoutIndex, Match
 from adapters.errors import (
     AdapterError,
@@ -110,6 +111,7 @@ __all__ = [
     "check_unchanged",
     "conclude",
     "confidence_sequence",
+    "contrast",
     "deduplicate",
     "divergences",
     "entropies",
@@ -119,6 +121,7 @@ __all__ = [
     "judge_candidate",
     "measure_signals",
     "minimal_effect",
+    "pair_outcomes",
     "read_adapter",
     "recheck_report",
     "require_admitted",
