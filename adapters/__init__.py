@@ -10,6 +10,7 @@ from adapters.errors import (
     BaseChangedError,
     HoldoutError,
     InvalidAdapterError,
+    InvalidCheckpointError,
     InvalidEvidenceError,
     InvalidPolicyError,
     MissingTensorError,
@@ -23,34 +24,39 @@ from adapters.errors import (
     UnsupportedAdapterError,
 )
 from adapters.fit import archived_adapter, archived_shapes, check_fit, check_fits, fit_errors, fit_problem
-from adapters.frozen import base_entries, check_unchanged
+from adapters.frozen import base_entries, check_unchanged, tensor_entry
 from adapters.guard_report import GuardReport, ReferenceModel, histories
 from adapters.guard_report import judge as judge_candidate
 from adapters.guard_report import recheck as recheck_report
 from adapters.holdouts import HoldoutBook, HoldoutEvent, Journal, OpenedDraw, Secret, SuiteStatus
+from adapters.machine import Machine
+from adapters.peft_attach import ParentAdapter
 from adapters.peft_config import LoraSettings
 from adapters.peft_format import AdapterTensors, TensorShape, read_adapter
 from adapters.records import Claim, Confidence, ConvergenceRecord, Evidence, RecordSource, deduplicate
 from adapters.signals import Sample, SampledItem, SignalShift, SignalTable, divergences, entropies
 from adapters.signals import calibrate as calibrate_signals
 from adapters.signals import measure as measure_signals
-from adapters.source_gate import PUBLIC_BENCHMARKS, EvidenceRun, SourceGate, require_admitted
+from adapters.source_gate import GATE, PUBLIC_BENCHMARKS, EvidenceRun, SourceGate, require_admitted
 from adapters.statistics import Look, confidence_sequence, minimal_effect, wilson
 from adapters.store import add_adapter
-from adapters.training import TrainingResult, train_lora
+from adapters.training import TrainingResult, learning_rate, train_lora
+from adapters.training_state import Checkpoints
 from adapters.tripwire import Judgement, Measured, Reason, Standing, conclude
 from adapters.tripwire_documents import TripwireEvidence, tripwire_evidence, tripwire_policy
 from adapters.tripwire_policy import DEFAULT_SIGNALS, GuardPolicy, SignalRule
-from adapters.writing import canonical_config, write_adapter
+from adapters.writing import adapter_state, canonical_config, write_adapter
 
 __all__ = [
     "DEFAULT_SIGNALS",
+    "GATE",
     "PUBLIC_BENCHMARKS",
     "AdapterError",
     "AdapterFitError",
     "AdapterNotFoundError",
     "AdapterTensors",
     "BaseChangedError",
+    "Checkpoints",
     "Claim",
     "Confidence",
     "Contrast",
@@ -66,18 +72,21 @@ __all__ = [
     "HoldoutEvent",
     "HoldoutIndex",
     "InvalidAdapterError",
+    "InvalidCheckpointError",
     "InvalidEvidenceError",
     "InvalidPolicyError",
     "Journal",
     "Judgement",
     "Look",
     "LoraSettings",
+    "Machine",
     "Match",
     "Measured",
     "MissingTensorError",
     "OpenedDraw",
     "Outcome",
     "OutputExistsError",
+    "ParentAdapter",
     "PickleAdapterError",
     "Reason",
     "RecordSource",
@@ -100,6 +109,7 @@ __all__ = [
     "TrainingResult",
     "TripwireEvidence",
     "UnsupportedAdapterError",
+    "adapter_state",
     "add_adapter",
     "archived_adapter",
     "archived_shapes",
@@ -119,12 +129,14 @@ __all__ = [
     "fit_problem",
     "histories",
     "judge_candidate",
+    "learning_rate",
     "measure_signals",
     "minimal_effect",
     "pair_outcomes",
     "read_adapter",
     "recheck_report",
     "require_admitted",
+    "tensor_entry",
     "train_lora",
     "tripwire_evidence",
     "tripwire_policy",

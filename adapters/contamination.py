@@ -26,9 +26,11 @@ import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from adapters.errors import InvalidPolicyError
 from csf_store import Digest
+from manifests import canonical_digest
 
 CODE_SHINGLE = 5
 PROSE_SHINGLE = 3
@@ -44,6 +46,10 @@ _LAYOUT = _STATEMENT_ENDS | {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, t
 
 Key = Callable[[str], Digest | None]
 """A further normal form of source code, the function fingerprint of a suite for instance; None where it has none."""
+
+
+Rule: TypeAlias = "Callable[[str, str], Match | None]"
+"""A suite's own word on whether (suite, task) is held out, for suites that hold out more than anybody could list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class HoldoutIndex:
     Args:
         items: the hold-outs of all suites, consumed draws included.
         keys: further normal forms of source code.
+        rules: asked about every task by its name, beside the items.
         code_near: similarity of code from which an example counts as a copy, 0 to 1.
         prose_near: the same for prompts.
     """
@@ -81,6 +88,7 @@ class HoldoutIndex:
         items: Iterable[HeldOut],
         *,
         keys: Sequence[Key] = (),
+        rules: Sequence[Rule] = (),
         code_near: float = CODE_NEAR,
         prose_near: float = PROSE_NEAR,
     ) -> None:
@@ -89,7 +97,8 @@ class HoldoutIndex:
                 f"similarities run from 0 to 1; {code_near} and {prose_near} cannot both be limits"
             )
         self._items = tuple(items)
-        self._keys, self._near = tuple(keys), {"code": code_near, "prose": prose_near}
+        self._keys, self._rules, self._near = tuple(keys), tuple(rules), {"code": code_near, "prose": prose_near}
+        self._names = {(item.suite, item.item): number for number, item in enumerate(self._items)}
         self._exact: dict[tuple[str, Digest], int] = {}
         self._postings: dict[str, dict[int, list[int]]] = {"code": {}, "prose": {}}
         self._sizes: dict[str, list[int]] = {"code": [], "prose": []}
@@ -103,6 +112,19 @@ class HoldoutIndex:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def digest(self) -> Digest:
+        """Names the items, in whatever order they were given: what a report was checked against."""
+        rows = sorted({(item.suite, item.item, item.prompt, item.program) for item in self._items})
+        return canonical_digest({"v": 1, "holdouts": [list(row) for row in rows]})
+
+    def match_name(self, suite: str, task: str) -> Match | None:
+        """The hold-out that an example says it is, if any: an item of this name, or what a rule holds out."""
+        number = self._names.get((suite, task))
+        if number is not None:
+            return Match(suite, self._items[number].item, "name", 1.0)
+        return next((found for rule in self._rules if (found := rule(suite, task)) is not None), None)
 
     def match(self, prompt: str, program: str) -> Match | None:
         """The hold-out that an example is a copy of, if any; exact matches first.

@@ -6,8 +6,9 @@ record is refused by name:
 1. Is there such a record, is it whole, and is it here once?
 2. Does it stand on a ground, rather than on a model's opinion of itself?
 3. Is it from outside every public benchmark, by name?
-4. Is it from outside every hold-out, exactly and nearly?
-5. Does its evidence hold when it is run again? Whatever goes wrong there, a crash or a check that is gone, is a no.
+4. If somebody else made it, under which licence? `NOASSERTION` is none.
+5. Is it from outside every hold-out, exactly and nearly?
+6. Does its evidence hold when it is run again? Whatever goes wrong there, a crash or a check that is gone, is a no.
 
 The order puts what is cheap first and what executes code last. What a record says of its own confidence is compared
 and never trusted. The report lists both sides; `admit` refuses the whole set if one record is refused, because a
@@ -26,7 +27,7 @@ from adapters.records import ConvergenceRecord
 from csf_store import CsfError, Digest
 from manifests import AcceptedRecord, ManifestError, RejectedRecord, SourceGateReport
 
-GATE = "keystone-source-gate/1"
+GATE = "keystone-source-gate/2"
 """The rules above; they get another number when they change."""
 
 PUBLIC_BENCHMARKS = frozenset(
@@ -58,6 +59,7 @@ PUBLIC_BENCHMARKS = frozenset(
 )
 """Suites that measure and never teach, written without case and punctuation; callers add their own."""
 
+_NO_LICENCE = frozenset({"", "noassertion", "none", "unknown", "other", "unlicensed"})
 _SHOWN = 5
 _LONGEST = 400
 
@@ -125,7 +127,11 @@ class SourceGate:
                 rejected.append(RejectedRecord(record=digest, reason=_one_line(reason or "it has no ground")))
             if self.progress is not None:
                 self.progress(number + 1)
-        settings = {"holdouts": str(len(self.holdouts)), "public-benchmarks": str(len(self.public))}
+        settings = {
+            "holdouts": str(len(self.holdouts)),
+            "holdouts-digest": str(self.holdouts.digest),
+            "public-benchmarks": str(len(self.public)),
+        }
         return SourceGateReport(
             gate=GATE,
             settings=settings,
@@ -156,6 +162,7 @@ class SourceGate:
         reason = (
             _ungrounded(record)
             or _benchmark(record, self.public)
+            or _unlicensed(record)
             or _held_out(record, self.holdouts)
             or self._unproven(record)
         )
@@ -216,12 +223,20 @@ def _benchmark(record: ConvergenceRecord, public: frozenset[str]) -> str | None:
     return None
 
 
+def _unlicensed(record: ConvergenceRecord) -> str | None:
+    # What a model answered is covered by the base it runs on, whose licence the manifest states.
+    if record.source.kind != "model" and record.source.licence.strip().casefold() in _NO_LICENCE:
+        return f"it has no licence: {record.source.name} says {record.source.licence!r}; add it again with its own"
+    return None
+
+
 def _plain(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def _held_out(record: ConvergenceRecord, holdouts: HoldoutIndex) -> str | None:
-    match = holdouts.match(record.claim.prompt, record.program)
+    match = holdouts.match_name(record.claim.suite, record.claim.task)
+    match = match or holdouts.match(record.claim.prompt, record.program)
     if match is None:
         return None
     share = f" ({match.similarity:.0%} of it)" if match.similarity < 1 else ""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from adapters.contamination import HeldOut, HoldoutIndex, code_form, code_tokens
+from adapters.contamination import HeldOut, HoldoutIndex, Match, code_form, code_tokens
 from adapters.errors import InvalidPolicyError, SourceRefusedError
 from adapters.records import ConvergenceRecord, deduplicate
 from adapters.source_gate import EvidenceRun, SourceGate, require_admitted
@@ -100,6 +100,40 @@ def test_public_benchmarks_are_refused_under_any_spelling(name: str) -> None:
 def test_names_that_only_resemble_a_benchmark_are_not_refused() -> None:
     each = record(claim__suite="aftermath-tasks", source__name="marching-band")
     assert gate(each).judge([each.digest]).rejected == ()
+
+
+@pytest.mark.parametrize("licence", ["NOASSERTION", "none", "Unknown "])
+def test_what_others_made_needs_a_licence(licence: str) -> None:
+    each = record(source__kind="external", source__assembly=None, source__name="a-set@1", source__licence=licence)
+    assert reason(each).startswith("it has no licence: a-set@1 says")
+    stated = record(source__kind="external", source__assembly=None, source__name="a-set@1", source__licence="MIT")
+    assert gate(stated).judge([stated.digest]).rejected == ()
+
+
+def test_a_suites_own_rule_holds_out_more_than_anybody_could_list() -> None:
+    def rule(suite: str, task: str) -> Match | None:
+        return Match(suite, "its own split", "exact rule", 1.0) if task == TRAIN[0].name else None
+
+    each = record()
+    index = HoldoutIndex([], rules=[rule])
+    report = SourceGate({each.digest: each}.__getitem__, lambda _: EvidenceRun(4, 4), index).judge([each.digest])
+    assert report.rejected[0].reason == "it is from a hold-out: exact rule match with basics its own split"
+    other = record(TRAIN[1])
+    assert (
+        SourceGate({other.digest: other}.__getitem__, lambda _: EvidenceRun(4, 4), index).judge([other.digest]).accepted
+    )
+    named = HoldoutIndex([HeldOut("basics", TRAIN[1].name, "nothing like it", "pass")])
+    assert named.match(TRAIN[1].prompt, TRAIN[1].source) is None
+    report = SourceGate({other.digest: other}.__getitem__, lambda _: EvidenceRun(4, 4), named).judge([other.digest])
+    assert "name match with basics" in report.rejected[0].reason
+
+
+def test_a_report_names_the_hold_outs_it_was_checked_against() -> None:
+    each = record()
+    settings = gate(each).judge([each.digest]).settings
+    assert settings["holdouts-digest"] == str(INDEX.digest)
+    again = [HeldOut(task.suite, task.name, task.prompt, task.source) for task in reversed(HELD)]
+    assert HoldoutIndex(again).digest == INDEX.digest != HoldoutIndex(again[1:]).digest
 
 
 def test_evidence_is_run_again_and_believed_only_then() -> None:
