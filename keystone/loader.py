@@ -8,15 +8,16 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest, default_archive_path
-from keystone.attestation import attest_model, plain_name, tensor_digests
+from keystone.attestation import attest_model, attest_tensors, plain_name, tensor_digests
 from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, read_adapter_tensors
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.generation import complete
@@ -26,6 +27,9 @@ from keystone.quantize.assembling import assemble
 from keystone.quantize.derived import DerivedKey, find_derived
 from keystone.wearing import fill, wrap
 from manifests import KNOWN_CODES, AdapterUse, Manifest, Recipe, Repository
+
+if TYPE_CHECKING:
+    from keystone.combining.switching import Wardrobe
 
 Progress = Callable[[int], None]
 Cache = Literal["use", "ignore"]
@@ -67,7 +71,33 @@ class LoadedModel:
         Raises:
             InvalidInputError: the nonce is too short.
         """
+        if "wardrobe" in self.__dict__:
+            return attest_tensors(self.wardrobe.tensors(), nonce)
         return attest_model(self.model, nonce)
+
+    @cached_property
+    def wardrobe(self) -> "Wardrobe":
+        """The adapters it can wear; see `keystone.combining.switching`."""
+        from keystone.combining.switching import Wardrobe  # noqa: PLC0415 - most models wear what they were loaded with
+
+        return Wardrobe(self.model, self.manifest.assembly.base, self.manifest.assembly.adapters)
+
+    def use(self, *adapters: AdapterUse, archive: Archive | str | Path | None = None) -> None:
+        """Compute with exactly these adapters from now on, without a reload; none is the bare base.
+
+        The manifest stays what was loaded; `wardrobe.worn` is what computes. See `Wardrobe.wear` for the errors.
+
+        Args:
+            adapters: in order, each at its weight.
+            archive: where adapters are that the model does not hold yet; default the user's own.
+        """
+        self.wardrobe.wear(adapters, archive=archive)
+
+    def wearing(
+        self, *adapters: AdapterUse, archive: Archive | str | Path | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """`use` for as long as the block lasts; then it is as before."""
+        return self.wardrobe.wearing(adapters, archive=archive)
 
     @property
     def kept_modules(self) -> tuple[str, ...]:

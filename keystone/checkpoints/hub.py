@@ -8,6 +8,7 @@ fetched; a repository whose weights are pickles is refused before the first byte
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,6 +110,45 @@ def read_hub(
     ours += [Note("file", plain(name), _why_not(name)) for name in names if name not in _wanted(names, "all")]
     ours += [note for note in checkpoint.notes if note.what == "file" and note.name in fetched & set(names)]
     return replace(checkpoint, notes=tuple(dict.fromkeys(ours)))
+
+
+def fetch_files(
+    address: Address,
+    choose: Callable[[list[str]], list[str]],
+    *,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> tuple[str, Mapping[str, Path]]:
+    """Fetch some files of a repository from one commit.
+
+    Args:
+        address: where, and at which revision.
+        choose: picks from the names of all files; what it raises ends the fetch before anything is downloaded.
+        endpoint: as for `read_hub`.
+        cache: likewise.
+
+    Returns:
+        The commit, and where each chosen file lies, in huggingface_hub's cache and thus perhaps as a link.
+
+    Raises:
+        HubError: no such repository or revision, no access, or no connection.
+        InvalidInputError: the hub names no commit.
+    """
+    try:
+        info = HfApi(endpoint=endpoint).model_info(address.repo, revision=address.revision)
+        if not info.sha or not _COMMIT.fullmatch(info.sha):
+            raise InvalidInputError(
+                f"hf://{address.repo}: the hub names no commit for it, so nothing could be recorded"
+            )
+        files = {}
+        for name in choose([sibling.rfilename for sibling in info.siblings or []]):
+            found = hf_hub_download(address.repo, name, revision=info.sha, endpoint=endpoint, cache_dir=cache)
+            files[name] = Path(found)
+    except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
+        raise HubError(_explain(address, error)) from error
+    except _TRANSPORT as error:
+        raise HubError(f"hf://{address.repo}: the hub cannot be reached ({error}); run the import again") from error
+    return info.sha, files
 
 
 def _look(address: Address, endpoint: str | None) -> tuple[str, list[str]]:

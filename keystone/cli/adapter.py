@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from csf_store import Session, Value, json_option, pass_session
+from keystone.cli.adapter_tools import COMMANDS as TOOLS
 
 if TYPE_CHECKING:
     from csf_store import Digest
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
 
 @click.group("adapter")
 def adapter_command() -> None:
-    """Add and show PEFT adapters.
+    """Add, show, import, check, merge and compare PEFT adapters.
 
     An adapter goes in as it is and comes out byte for byte: `csf get DIGEST -o DIR`.
     """
+
+
+for _tool in TOOLS:
+    adapter_command.add_command(_tool)
 
 
 @adapter_command.command("add")
