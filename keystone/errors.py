@@ -87,3 +87,32 @@ class SuiteMissingError(EvaluationError):
     """No such suite here: an unknown name, or a package that is not installed."""
 
     exit_code = 5
+
+
+class EndpointError(KeystoneError):
+    """A model's endpoint cannot be reached, takes too long, or answers with what is no answer."""
+
+
+class EndpointRefusedError(EndpointError):
+    """A model's endpoint says no: no such path or model, or it wants a token.
+
+    Args:
+        message: what it said.
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ModelNotFoundError(KeystoneError):
+    """No such model in the registry, or none that may be offered for a task on this box."""
+
+    exit_code = 5
+
+
+class RegistryConflictError(KeystoneError):
+    """Somebody else changed the registry in between; look at it again and decide."""
+
+    exit_code = 8

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from blake3 import blake3
 
 from keystone.errors import InvalidInputError
-from keystone.evaluation.candidates import run_candidates
+from keystone.evaluation.candidates import Judged, run_candidates
 from keystone.evaluation.extraction import Style, chat_request
 from keystone.evaluation.journal import Journal, Line
 from keystone.evaluation.measuring import text_bits
@@ -26,6 +26,8 @@ from keystone.evaluation.task import Value
 from keystone.loader import LoadedModel
 
 Progress = Callable[[int], None]
+Job: TypeAlias = "tuple[CodeItem | TextItem, int]"
+"""An item and the number of the sample."""
 
 LONGEST_ANSWER: Final = 512
 """Tokens an answer may take unless told otherwise; HumanEval's own solutions need fewer than 300."""
@@ -102,11 +104,35 @@ def evaluate(
     """
     settings.check()
     if suite.kind == "text":
-        jobs: list[tuple[CodeItem | TextItem, int]] = [(item, 0) for item in suite.items]
-        size = 1
-    else:
-        jobs = [(item, sample) for item in suite.items for sample in range(settings.samples)]
-        size = settings.batch_size
+        texts: list[Job] = [(item, 0) for item in suite.items]
+        return run_jobs(texts, 1, lambda batch, _: _measured(loaded, batch), journal=journal, progress=progress)
+    jobs: list[Job] = [(item, sample) for item in suite.items for sample in range(settings.samples)]
+    return run_jobs(
+        jobs,
+        settings.batch_size,
+        lambda batch, start: _answered(loaded, batch, settings, start, sandbox),
+        journal=journal,
+        progress=progress,
+    )
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    size: int,
+    work: Callable[[Sequence[Job], int], list[Line]],
+    *,
+    journal: Journal,
+    progress: Progress | None,
+) -> list[Line]:
+    """Work through jobs in batches, each kept before the next; those in the journal are not done again.
+
+    Args:
+        jobs: all of them, in an order that never changes.
+        size: of a batch.
+        work: the results of one batch, given the place of its first job.
+        journal: where results are kept as they come.
+        progress: told how many jobs were done, those from the journal included.
+    """
     # A batch is kept whole or not at all: its seed belongs to all of it.
     done = len(journal.lines) if len(journal.lines) == len(jobs) else len(journal.lines) // size * size
     results = list(journal.lines[:done])
@@ -114,7 +140,7 @@ def evaluate(
         progress(done)
     for start in range(done, len(jobs), size):
         batch = jobs[start : start + size]
-        lines = _measured(loaded, batch) if suite.kind == "text" else _answered(loaded, batch, settings, start, sandbox)
+        lines = work(batch, start)
         kept = len(journal.lines) - start  # lines of this batch that an earlier run got to disk before it was killed
         journal.append(lines[max(0, kept) :])
         results += lines
@@ -146,7 +172,7 @@ def prompt_of(loaded: LoadedModel, item: CodeItem, style: Style) -> str:
 
 def _answered(
     loaded: LoadedModel,
-    batch: Sequence[tuple[CodeItem | TextItem, int]],
+    batch: Sequence[Job],
     settings: Settings,
     start: int,
     sandbox: Sandbox | None,
@@ -163,20 +189,23 @@ def _answered(
         batch_size=settings.batch_size,
     )
     judged = run_candidates(items, answers, sandbox, style=settings.style)
-    return [
-        {
-            "name": item.name,
-            "family": item.family,
-            "sample": sample,
-            "verdict": str(each.verdict),
-            "detail": each.detail if each.verdict is not Verdict.PASSED else "",
-            "completion": answer,
-        }
-        for (item, sample), answer, each in zip(batch, answers, judged, strict=True)
-    ]
+    return [judged_line(*rest) for rest in zip(batch, answers, judged, strict=True)]
 
 
-def _measured(loaded: LoadedModel, batch: Sequence[tuple[CodeItem | TextItem, int]]) -> list[Line]:
+def judged_line(job: Job, answer: str, judged: Judged) -> Line:
+    """One result, as journals and items keep it."""
+    item, sample = job
+    return {
+        "name": item.name,
+        "family": item.family,
+        "sample": sample,
+        "verdict": str(judged.verdict),
+        "detail": judged.detail if judged.verdict is not Verdict.PASSED else "",
+        "completion": answer,
+    }
+
+
+def _measured(loaded: LoadedModel, batch: Sequence[Job]) -> list[Line]:
     lines: list[Line] = []
     for item, _ in batch:
         if isinstance(item, TextItem):
