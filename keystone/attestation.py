@@ -29,7 +29,7 @@ from keystone.errors import InvalidInputError
 from keystone.quantize.assembling import assemble
 from keystone.quantize.bitsandbytes_guards import FAST_ROWS, bitsandbytes, is_repacked
 from keystone.quantize.layers import parts_of
-from manifests import Manifest, Recipe
+from manifests import Manifest, Recipe, culprits
 
 LEAST_NONCE = 16
 """Bytes; fewer could come up again by chance."""
@@ -62,6 +62,11 @@ def attest_tensors(tensors: Iterable[tuple[str, Tensor]], nonce: bytes) -> Diges
     return Digest(hasher.digest())
 
 
+def attest_each(tensors: Iterable[tuple[str, Tensor]], nonce: bytes) -> dict[str, Digest]:
+    """What `attest_tensors` gives for each tensor alone, by name: which of them is another than it should be."""
+    return {name: attest_tensors([(name, tensor)], nonce) for name, tensor in tensors}
+
+
 def expected_attestation(archive: Archive, manifest: Manifest, recipe: Recipe, nonce: bytes) -> Digest:
     """What `attest_model` must answer, computed from the archive on the CPU without any cached quantized weights.
 
@@ -69,20 +74,36 @@ def expected_attestation(archive: Archive, manifest: Manifest, recipe: Recipe, n
         InvalidInputError: the nonce is too short.
         RefusedError, CheckpointError, csf_store.CsfError: the archive does not make this model.
     """
+    return attest_model(expected_model(archive, manifest, recipe), nonce)
+
+
+def expected_model(archive: Archive, manifest: Manifest, recipe: Recipe) -> nn.Module:
+    """The model of a manifest on the CPU, quantized anew from the base: what a live one is held against.
+
+    Raises:
+        RefusedError, CheckpointError, csf_store.CsfError: the archive does not make this model.
+    """
     # The loader imports this module: adapters are attached by the very code whose work is checked.
     from keystone.loader import attach_adapters  # noqa: PLC0415
 
     checkpoint = BaseCheckpoint.open(archive, manifest.assembly.base)
     base = assemble(archive, checkpoint, recipe, device=torch.device("cpu"), cache="ignore").model
-    model: nn.Module = base
-    if manifest.assembly.adapters:
-        model = attach_adapters(base, archive, manifest.assembly.adapters)
-    return attest_model(model, nonce)
+    return attach_adapters(base, archive, manifest.assembly.adapters) if manifest.assembly.adapters else base
 
 
 def tensor_digests(model: nn.Module) -> Mapping[str, Digest]:
     """The digest of every live tensor's canonical bytes, by name."""
     return {name: Digest.of(canonical_bytes(tensor)) for name, tensor in live_tensors(model)}
+
+
+def drift(model: nn.Module, assigned: Mapping[str, Digest]) -> dict[str, str]:
+    """The tensors that are no longer those that a load assigned, each with what is wrong with it; see `culprits`.
+
+    Args:
+        model: loaded, before or after it has answered.
+        assigned: what `tensor_digests` said of it then.
+    """
+    return dict(culprits(tensor_digests(model), assigned))
 
 
 def live_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

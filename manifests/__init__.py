@@ -2,9 +2,10 @@
 
 from manifests.approvals import SignedApproval, draft_approval, find_approval, read_approval
 from manifests.attaching import attach
-from manifests.auditing.auditor import Auditor, audit
+from manifests.auditing.auditor import Auditor, ServerAudit, audit
 from manifests.auditing.context import FitCheck
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
+from manifests.auditing.live_weights import LiveWeights, Recompute, ServedModel, Server, ServerAnswer, culprits
 from manifests.auditing.page import audit_page, lineage_svg
 from manifests.auditing.state import AuditorState
 from manifests.canonical import Json, JsonObject
@@ -31,12 +32,14 @@ from manifests.errors import (
     MissingParentError,
     NotCanonicalError,
     NotFoundError,
+    NotServedError,
     ProtectedRefError,
     RefConflictError,
     RefNotFoundError,
     RefusedError,
     RollbackRefusedError,
     SchemaVersionError,
+    ServerSilentError,
 )
 from manifests.evidence import AdapterRecord, EvalReport, Interval, Score, TrainingConfig, TrainingRecord
 from manifests.fields import DigestField, ModuleName
@@ -128,6 +131,7 @@ __all__ = [
     "LineageCycleError",
     "LineageError",
     "LineageStep",
+    "LiveWeights",
     "Manifest",
     "ManifestError",
     "ManifestQuery",
@@ -137,12 +141,14 @@ __all__ = [
     "ModuleName",
     "NotCanonicalError",
     "NotFoundError",
+    "NotServedError",
     "ParityCase",
     "ParityReport",
     "Proposal",
     "ProtectedRefError",
     "PublicKey",
     "Recipe",
+    "Recompute",
     "RefConflictError",
     "RefEvent",
     "RefNotFoundError",
@@ -156,6 +162,11 @@ __all__ = [
     "SchemaVersionError",
     "Score",
     "Seat",
+    "ServedModel",
+    "Server",
+    "ServerAnswer",
+    "ServerAudit",
+    "ServerSilentError",
     "SignatureState",
     "SignedApproval",
     "SigningKey",
@@ -182,6 +193,7 @@ __all__ = [
     "canonical_bytes",
     "canonical_digest",
     "contest_verdict",
+    "culprits",
     "differences",
     "draft_approval",
     "eval_statement",

@@ -13,6 +13,8 @@ ManifestError (1)
 │   └── KeyNotFoundError         no key of that name or id
 ├── RefConflictError (8)         a compare-and-swap lost: read the ref again, then decide
 ├── KeyExistsError (8)           a key of that name is there, and no key is ever overwritten
+├── ServerSilentError (5)        a server that gives no answer that could be judged
+├── NotServedError (1)           a server that says it does not serve what was asked about
 ├── BadSignatureError (1)        a signature that is not one, or not of these bytes
 ├── RefusedError (10)            the input is well formed and a rule forbids it
 │   ├── BaseMismatchError        two statements about one adapter's base disagree
@@ -95,6 +97,16 @@ class KeyExistsError(ManifestError):
 
 class BadSignatureError(ManifestError):
     """Something that is said to be signed by a key, and is not."""
+
+
+class ServerSilentError(ManifestError):
+    """A server that cannot be reached, wants a token, or knows no such question: nothing is proven either way."""
+
+    exit_code = 5
+
+
+class NotServedError(ManifestError):
+    """A server that answers, and says that it does not serve the model asked about."""
 
 
 class RefusedError(ManifestError):

@@ -21,9 +21,11 @@ from manifests.loading import link_kind, load_document, load_manifest
 from manifests.ref_names import is_ref_name
 from manifests.refs import Refs
 from manifests.schema import LineageStep, Manifest
-from manifests.tripwires import TripwirePolicy
 
 D = TypeVar("D", bound=Document)
+
+_PINNED = frozenset({"tripwire-policy", "guard-policy", "attestation"})
+"""Kinds of records that stay although no manifest names them."""
 
 
 class Repository:
@@ -89,8 +91,8 @@ class Repository:
     def put_record(self, document: Document) -> Digest:
         """Store a record (a report, a training record). It lives while a manifest or an adapter record links to it.
 
-        The ledger notes its first arrival as `evidence`, so that later nobody can say it was there before. A tripwire
-        policy is pinned too: it must outlive the run it was made for.
+        The ledger notes its first arrival as `evidence`, so that later nobody can say it was there before. Policies and
+        attestations are pinned too: a policy must outlive the run it was made for, and nothing links to an attestation.
 
         Raises:
             RefusedError: for a manifest or an adapter record, which have rules of their own.
@@ -105,7 +107,7 @@ class Repository:
             digest = self.archive.put_bytes(data, kind=Kind.RECORD, links=document.links()).digest
             if not (known and self._is_told(digest)):
                 self.archive.ledger.append("evidence", **_told(document, digest))
-            if isinstance(document, TripwirePolicy):
+            if document.kind_name() in _PINNED:
                 self.archive.pin(digest, kind=Kind.RECORD)
         return digest
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,17 +10,28 @@ import click
 
 from csf_store import Session, json_option, pass_session
 from keystone.cli.keys import key_store, keys_option
+from keystone.cli.quiet import quiet_libraries
 from keystone.tied_weights import TIED
 
 if TYPE_CHECKING:
-    from csf_store import Digest
-    from manifests import Auditor, AuditReport
+    from csf_store import Archive, Digest
+    from keystone.asking import Endpoint
+    from keystone.recomputing import Recomputation
+    from manifests import Auditor, AuditReport, LiveWeights, Manifest
 
 COLOURS = {"PASS": "green", "FAIL": "red", "UNKNOWN": "yellow", "UNSIGNED": "cyan"}
 
 
 @click.command("audit")
-@click.argument("target", metavar="MANIFEST|REF|REF@TIME|DIRECTORY")
+@click.argument("target", metavar="[MANIFEST|REF|REF@TIME|DIRECTORY]", required=False)
+@click.option("--endpoint", metavar="URL", help="Audit what a running server has in memory: TARGET, or all of it.")
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The server's bearer token. Default: $KEYSTONE_TOKEN.",
+)
+@click.option("--keep", is_flag=True, help="Store what the server attested as evidence, if it is right.")
+@click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for an answer.")
 @click.option("--require-signatures", is_flag=True, help="Exit with 4 when something is unsigned.")
 @click.option("--quick", is_flag=True, help="Take as proven what an earlier audit proved and no file changed since.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Also write one page to read.")
@@ -36,7 +48,11 @@ COLOURS = {"PASS": "green", "FAIL": "red", "UNKNOWN": "yellow", "UNSIGNED": "cya
 def audit_command(
     session: Session,
     *,
-    target: str,
+    target: str | None,
+    endpoint: str | None,
+    token_file: Path | None,
+    keep: bool,
+    timeout: float,
     require_signatures: bool,
     quick: bool,
     page: Path | None,
@@ -49,6 +65,10 @@ def audit_command(
     ones prove that the ledger still begins with it. A directory that `keystone export` wrote is compared with its own
     list and with the archive.
 
+    With --endpoint, a running server hashes the weights in its memory with a nonce just made, and the same is computed
+    from this archive: which manifest it runs, whether the ref points there, which tensor was changed. That detects
+    drift and mistakes. It does not detect a hostile host, which can answer right and compute with something else.
+
     Exits with 0 when nothing failed, 1 for a FAIL, 3 for an UNKNOWN; 4 for an UNSIGNED with --require-signatures.
 
     \b
@@ -57,7 +77,13 @@ def audit_command(
       keystone audit prod@2026-01-31T12:00:00Z
       keystone audit b3:1a2b3c4d --html audit.html
       keystone audit ./exported --json
+      keystone audit --endpoint http://127.0.0.1:8321 prod
     """  # noqa: D301 - \b is for click
+    if target is None and endpoint is None:
+        raise click.UsageError("name what to audit, or a server with --endpoint")
+    if endpoint is None and (keep or token_file is not None):
+        raise click.UsageError("--keep and --token-file are about a server: give --endpoint")
+    server = _server(endpoint, token_file, timeout) if endpoint is not None else None
     from adapters import fit_problem  # noqa: PLC0415 - pydantic, not needed for --help
     from manifests import Auditor, AuditorState, Repository, audit_page  # noqa: PLC0415
 
@@ -65,11 +91,21 @@ def audit_command(
     own = {public.id: public for public in map(store.public, store.names())}
     with session.open() as archive:
         memory = AuditorState(state or _state_directory())
-        auditor = Auditor(archive, fit=fit_problem, tied=TIED, state=memory, quick=quick, known=own)
-        report = _report(auditor, target)
+        auditor = Auditor(
+            archive, fit=fit_problem, tied=TIED, state=memory, quick=quick, known=own, recompute=_recompute
+        )
+        if server is None:
+            report = _report(auditor, str(target))
+        else:
+            found = auditor.audit_server(server, target)
+            report = found.report
+            for attestation in found.attestations if keep else ():
+                kept = Repository(archive).put_record(attestation)
+                session.item({"kept": str(kept)}, f"kept as evidence: attestation {kept}")
         if page is not None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            page.write_text(audit_page(Repository(archive), report, target=target, when=now), encoding="utf-8")
+            title = str(target or endpoint)
+            page.write_text(audit_page(Repository(archive), report, target=title, when=now), encoding="utf-8")
     if session.json:
         for line in report.lines:
             session.item(line.to_json(), "")
@@ -77,7 +113,38 @@ def audit_command(
         session.item({"manifest": manifest, "verdict": report.verdict.value}, "")
     else:
         draw(report)
+        if server is not None:
+            session.note("A server's answer shows drift and mistakes; it does not detect a hostile host.")
     click.get_current_context().exit(report.exit_code(require_signatures=require_signatures))
+
+
+def _server(url: str, token_file: Path | None, seconds: float) -> "Endpoint":
+    from keystone.asking import Endpoint  # noqa: PLC0415 - see audit_command
+    from keystone.errors import InvalidInputError  # noqa: PLC0415
+
+    token = os.environ.get("KEYSTONE_TOKEN") or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"no token can be read from {token_file}: {error}") from error
+    return Endpoint(url, token=token, seconds=seconds)
+
+
+def _recompute(archive: "Archive", manifest: "Manifest", recipe: "Digest", nonce: str) -> "LiveWeights | str":
+    """Torch comes only when a server has answered."""
+    return _recomputation()(archive, manifest, recipe, nonce)
+
+
+@cache
+def _recomputation() -> "Recomputation":
+    from keystone.cli.lean import import_lean  # noqa: PLC0415 - torch and transformers
+
+    import_lean(bitsandbytes=True)
+    from keystone.recomputing import Recomputation  # noqa: PLC0415 - only after the lean imports
+
+    quiet_libraries()
+    return Recomputation()
 
 
 def _report(auditor: "Auditor", target: str) -> "AuditReport":

@@ -192,13 +192,24 @@ def _operator_routes(app: FastAPI, host: Host, metrics: Metrics) -> None:
 
     @app.get("/keystone/attest")
     async def attest(model: str = "", nonce: str = "") -> Response:
-        if re.fullmatch("[0-9a-f]{64}", nonce) is None:
-            raise BadRequestError("nonce: give 32 fresh random bytes as 64 hex digits", parameter="nonce")
+        _check_nonce(nonce)
         with await leased(host, model) as lease:
             statement = await asyncio.to_thread(host.attest, lease.served, nonce)
-            return Response(
-                statement.model_dump_json(), media_type="application/json", headers={MANIFEST_HEADER: lease.fingerprint}
-            )
+            headers = {MANIFEST_HEADER: lease.fingerprint}
+            return Response(statement.to_bytes(), media_type="application/json", headers=headers)
+
+    @app.get("/keystone/attest/tensors")
+    async def attest_tensors(model: str = "", nonce: str = "") -> Response:
+        _check_nonce(nonce)
+        with await leased(host, model) as lease:
+            found = await asyncio.to_thread(host.attest_each, lease.served, nonce)
+            body = {"nonce": nonce, "tensors": {name: str(digest) for name, digest in found.items()}}
+            return JSONResponse(body, headers={MANIFEST_HEADER: lease.fingerprint})
+
+
+def _check_nonce(nonce: str) -> None:
+    if re.fullmatch("[0-9a-f]{64}", nonce) is None:
+        raise BadRequestError("nonce: give 32 fresh random bytes as 64 hex digits", parameter="nonce")
 
 
 def _error_handlers(app: FastAPI) -> None:

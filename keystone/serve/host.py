@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, CsfError, Digest
-from keystone.attestation import attest_tensors
+from keystone.attestation import attest_each, attest_tensors
 from keystone.checkpoints import BaseCheckpoint, archived_tokenizer
 from keystone.errors import KeystoneError, RefusedError
 from keystone.loader import default_device
@@ -319,6 +319,11 @@ class Host:
             device=str(self._device),
             libraries={name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         )
+
+    def attest_each(self, served: Served, nonce: str) -> dict[str, Digest]:
+        """The same for each live tensor alone, by name: to find out which of them is not as it was loaded."""
+        uses, live = served.manifest.assembly.adapters, served.base.live
+        return served.base.engine.run(lambda: attest_each(live.tensors(uses), bytes.fromhex(nonce))).result()
 
     def _line(self, name: str, digest: Digest | None, moved: int) -> ModelName:
         if digest is None:

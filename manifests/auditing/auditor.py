@@ -18,7 +18,9 @@ passed in (`adapters.fit_problem`); without it the line says UNKNOWN.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 
 from csf_store import Archive, CsfError, Digest
@@ -35,15 +37,18 @@ from manifests.auditing.lineage_checks import (
     check_training,
 )
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
+from manifests.auditing.live_weights import Recompute, Server
 from manifests.auditing.objects import ObjectProver
 from manifests.auditing.ref_checks import check_refs
+from manifests.auditing.server_checks import Asked, Heard, check_server
 from manifests.auditing.signature_checks import check_signatures
 from manifests.auditing.state import AuditorState
-from manifests.errors import InvalidNameError, ManifestError, RefNotFoundError
+from manifests.errors import InvalidNameError, ManifestError, RefNotFoundError, ServerSilentError
 from manifests.loading import load_manifest
 from manifests.ref_names import is_ref_name
 from manifests.repository import Repository
 from manifests.signing.keys import PublicKey
+from manifests.statements import Attestation
 
 
 class Auditor:
@@ -56,6 +61,7 @@ class Auditor:
         state: what this auditor remembers; without it nothing is compared with an earlier audit.
         quick: take as proven what was proven before and lies in files that did not change since.
         known: public keys of the auditor's own.
+        recompute: what a running model must answer; without it, what a server attests stays UNKNOWN.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Auditor:
         state: AuditorState | None = None,
         quick: bool = False,
         known: Mapping[Digest, PublicKey] = MappingProxyType({}),
+        recompute: Recompute | None = None,
     ) -> None:
         self._state = state
         self._kept: set[Digest] = set()
@@ -74,7 +81,7 @@ class Auditor:
         known_sound = self._remembered.unchanged(archive) if quick and self._remembered is not None else {}
         facts = read_ledger(archive)
         prover = ObjectProver(archive, lambda digest: str(digest) in known_sound)
-        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known)
+        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known, recompute)
 
     def resolve(self, text: str) -> tuple[Digest, str | None]:
         """The manifest a person means, and the ref if they named one, by the lines of the ledger and no cache.
@@ -113,6 +120,50 @@ class Auditor:
                 raise
             return AuditReport(manifest=None, lines=tuple(lines))
         return self.audit(digest, ref=ref)
+
+    def audit_server(self, server: Server, text: str | None = None) -> ServerAudit:
+        """Ask a running server what it runs, hold its live weights against the archive, and audit what it runs.
+
+        Args:
+            server: whom to ask.
+            text: the ref or manifest that it should run, or a name of its own for one; everything in its memory if
+                nothing is given.
+
+        Raises:
+            InvalidNameError: for `REF@TIME`: a server runs now.
+        """
+        if text is not None and "@" in text and is_ref_name(text.partition("@")[0]):
+            raise InvalidNameError(f"a server runs now: leave the time out of {text!r}")
+        lines: list[AuditLine] = []
+        heard: list[Heard] = []
+        try:
+            questions = self._questions(server, text)
+        except ServerSilentError as error:
+            questions = []
+            lines.append(AuditLine("endpoint", Verdict.UNKNOWN, None, f"{server.url}: {error}"))
+        for asked in questions:
+            heard.append(Heard())
+            check = partial(check_server, self._context, server, asked, heard[-1])
+            lines += _told("endpoint", asked.target, check)
+        if text is None and not questions and not lines:
+            text = f"{server.url} has no model in memory; name one, and it loads it"
+            lines.append(AuditLine("endpoint", Verdict.UNKNOWN, None, text))
+        manifests = list(dict.fromkeys(each.manifest for each in heard if each.manifest is not None))
+        reports = [self.audit(manifest) for manifest in manifests]
+        lines += dict.fromkeys(line for report in reports for line in report.lines) or self._ledger_lines()
+        attestations = tuple(each.attestation for each in heard if each.attestation is not None)
+        only = manifests[0] if len(manifests) == 1 else None
+        return ServerAudit(AuditReport(manifest=only, lines=tuple(lines)), attestations)
+
+    def _questions(self, server: Server, text: str | None) -> list[Asked]:
+        if text is None:
+            loaded = {model.name: model for model in server.models() if model.loaded}
+            return [Asked(name, name if name in self._context.facts.moves else None) for name in loaded]
+        try:
+            target, ref = self.resolve(text)
+        except (RefNotFoundError, CsfError):
+            return [Asked(text)]  # a name of the server's own, or of a model that only the server has
+        return [Asked(ref or str(target), ref, target)]
 
     def _ledger_lines(self) -> list[AuditLine]:
         context = self._context
@@ -168,6 +219,14 @@ class Auditor:
             return
         self._state.keep(self._context.archive, facts.checkpoint, fresh)
         self._kept.update(fresh)
+
+
+@dataclass(frozen=True)
+class ServerAudit:
+    """What came of asking a server: the report, and the attestations that were right and may be kept as evidence."""
+
+    report: AuditReport
+    attestations: tuple[Attestation, ...]
 
 
 def audit(archive: Archive, manifest: Digest, *, fit: FitCheck | None = None) -> AuditReport:

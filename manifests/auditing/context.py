@@ -9,6 +9,7 @@ from typing import TypeAlias
 from csf_store import Archive, Digest
 from manifests.auditing.ledger_facts import LedgerFacts
 from manifests.auditing.lines import AuditLine
+from manifests.auditing.live_weights import Recompute
 from manifests.auditing.objects import ObjectProver
 from manifests.repository import Repository
 from manifests.schema import Manifest
@@ -32,6 +33,7 @@ class Context:
         fit: whether an adapter's tensors fit a base; None where nobody can tell.
         tied: names of tensors that a base may leave out of its files, and the tensor each is another name of.
         known: public keys of the auditor's own.
+        recompute: what a model's live tensors must hash to; None where nobody can tell.
         base_sets: tensor sets a base may have in memory, found so far.
     """
 
@@ -42,6 +44,7 @@ class Context:
     fit: FitCheck | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[Digest, PublicKey] = field(default_factory=dict)
+    recompute: Recompute | None = None
     base_sets: dict[Digest, list[Digest]] = field(default_factory=dict)
 
 
