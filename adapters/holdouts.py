@@ -9,7 +9,8 @@ So a fresh draw is used for one candidate, once, and the book says so:
    consumed before and everything that trained, and written down as consumed *before* they are answered. After a crash
    the same candidate may go on with the same draw; no other may ever have it.
 
-The journal is passed in (a ledger, in practice) and is the only state: a book is made anew from its events.
+The journal is passed in (a ledger, in practice) and is the only state: a book is made anew from its events. What it
+adds, it adds only if nobody else was first, so two cycles at once never consume one item twice.
 """
 
 from __future__ import annotations
@@ -66,8 +67,12 @@ class Journal(Protocol):
     def events(self) -> Sequence[HoldoutEvent]:
         """All events, oldest first."""
 
-    def append(self, event: HoldoutEvent) -> None:
-        """Keep one more; it is durable when this returns."""
+    def append(self, event: HoldoutEvent, *, after: int) -> bool:
+        """Keep one more if there are still only `after` events; it is durable when this returns.
+
+        Returns:
+            False, and nothing is kept, when somebody else was first: look again and decide again.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,16 @@ class HoldoutBook:
         self._journal = journal
         self._frozen = frozenset(frozen)
 
-    def commit(self, draw: str, *, suite: str, count: int, policy: Digest, seed: int | None = None) -> Secret:
+    def commit(
+        self,
+        draw: str,
+        *,
+        suite: str,
+        count: int,
+        policy: Digest,
+        seed: int | None = None,
+        secret: Secret | None = None,
+    ) -> Secret:
         """Commit to a draw before the run.
 
         Args:
@@ -136,19 +150,26 @@ class HoldoutBook:
             count: how many items.
             policy: the policy of the run, recorded already.
             seed: a random one by default.
+            secret: seed and salt that the caller keeps already, so that a crash between this and keeping them loses
+                nothing. Committing to the same once more changes nothing.
 
         Raises:
             HoldoutError: when the name is taken, or the draw would be empty.
         """
         if count < 1:
             raise HoldoutError(f"draw {draw!r} of {count} items decides nothing")
-        if self._events(draw):
-            raise HoldoutError(f"draw {draw!r} is committed to already; choose another name")
         chosen = secrets.randbits(48) if seed is None else seed
-        salt = secrets.token_hex(SALT_BYTES)
-        sealed = commitment(suite, count, chosen, salt)
-        self._journal.append(HoldoutEvent("commit", draw, suite, count, policy, sealed))
-        return Secret(draw, chosen, salt)
+        kept = Secret(draw, chosen, secrets.token_hex(SALT_BYTES)) if secret is None else secret
+        sealed = HoldoutEvent("commit", draw, suite, count, policy, commitment(suite, count, kept.seed, kept.salt))
+        while True:
+            events = self._journal.events()
+            known = [event for event in events if event.draw == draw]
+            if known and secret is not None and known[0] == sealed:
+                return kept
+            if known:
+                raise HoldoutError(f"draw {draw!r} is committed to already; choose another name")
+            if self._journal.append(sealed, after=len(events)):
+                return kept
 
     def open(
         self, secret: Secret, draw_items: DrawItems, *, candidate: Digest, policy: Digest, trained: Iterable[str] = ()
@@ -166,7 +187,26 @@ class HoldoutBook:
             HoldoutError: when the draw was not committed to, or otherwise; was opened for another candidate; or holds
                 an item that is frozen, was consumed before, or was trained on.
         """
-        events = self._events(secret.draw)
+        while True:
+            journal = self._journal.events()
+            opened = self._opening(
+                journal, secret, draw_items, candidate=candidate, policy=policy, trained=frozenset(trained)
+            )
+            if opened in journal or self._journal.append(opened, after=len(journal)):
+                return OpenedDraw(opened.draw, opened.suite, policy, opened.commitment, candidate, opened.items)
+
+    def _opening(
+        self,
+        journal: Sequence[HoldoutEvent],
+        secret: Secret,
+        draw_items: DrawItems,
+        *,
+        candidate: Digest,
+        policy: Digest,
+        trained: frozenset[str],
+    ) -> HoldoutEvent:
+        """The event that opens a draw: the one in the journal after a crash, else a new one."""
+        events = [event for event in journal if event.draw == secret.draw]
         if not events or events[0].step != "commit":
             raise HoldoutError(f"nobody committed to draw {secret.draw!r} before the run; it cannot decide")
         fixed = events[0]
@@ -179,14 +219,11 @@ class HoldoutBook:
                 raise HoldoutError(
                     f"draw {secret.draw!r} was consumed by {events[1].candidate}; commit to a fresh one for {candidate}"
                 )
-            items = events[1].items  # after a crash: the same candidate goes on with the same items
-        else:
-            items = self._draw(fixed, secret, draw_items, frozenset(trained))
-            opened = (candidate, secret.seed, secret.salt, items)
-            self._journal.append(
-                HoldoutEvent("open", fixed.draw, fixed.suite, fixed.count, policy, fixed.commitment, *opened)
-            )
-        return OpenedDraw(fixed.draw, fixed.suite, policy, fixed.commitment, candidate, items)
+            return events[1]  # after a crash: the same candidate goes on with the same items
+        spent = frozenset(item for event in journal for item in event.items)
+        items = self._draw(fixed, secret, draw_items, spent, trained)
+        opened = (candidate, secret.seed, secret.salt, items)
+        return HoldoutEvent("open", fixed.draw, fixed.suite, fixed.count, policy, fixed.commitment, *opened)
 
     def consumed(self, suite: str | None = None) -> frozenset[str]:
         """Every item that any opened draw of a suite, or of all, has held."""
@@ -211,13 +248,15 @@ class HoldoutBook:
             rows.append(SuiteStatus(suite, len(committed), len(opened), spent, left))
         return tuple(rows)
 
-    def _events(self, draw: str) -> list[HoldoutEvent]:
-        return [event for event in self._journal.events() if event.draw == draw]
-
     def _draw(
-        self, fixed: HoldoutEvent, secret: Secret, draw_items: DrawItems, trained: frozenset[str]
+        self,
+        fixed: HoldoutEvent,
+        secret: Secret,
+        draw_items: DrawItems,
+        consumed: frozenset[str],
+        trained: frozenset[str],
     ) -> tuple[str, ...]:
-        spent = {"frozen": self._frozen, "consumed by an earlier draw": self.consumed(), "trained on": trained}
+        spent = {"frozen": self._frozen, "consumed by an earlier draw": consumed, "trained on": trained}
         items = tuple(sorted(draw_items(secret.seed, fixed.count, frozenset().union(*spent.values()))))
         if len(set(items)) != fixed.count or len(items) != fixed.count:
             raise HoldoutError(

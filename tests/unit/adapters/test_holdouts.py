@@ -18,8 +18,11 @@ class Memory:
     def events(self) -> Sequence[HoldoutEvent]:
         return tuple(self.lines)
 
-    def append(self, event: HoldoutEvent) -> None:
+    def append(self, event: HoldoutEvent, *, after: int) -> bool:
+        if len(self.lines) != after:
+            return False
         self.lines.append(event)
+        return True
 
 
 def draw(seed: int, count: int, without: frozenset[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""The guarded cycle: the one way from experience to other weights."""
