@@ -28,6 +28,7 @@ from manifests.errors import (
     LineageCycleError,
     LineageError,
     ManifestError,
+    MissingExtraError,
     MissingLinkError,
     MissingParentError,
     NotCanonicalError,
@@ -52,8 +53,26 @@ from manifests.head_to_head import (
     contest_verdict,
     head_to_head_statement,
 )
+from manifests.interchange.contents import HashedFile, hash_pieces
+from manifests.interchange.cyclonedx import (
+    ExportedFiles,
+    check_cyclonedx,
+    cyclonedx_bill,
+    cyclonedx_problem,
+    write_cyclonedx,
+)
+from manifests.interchange.facts import Facts, collect_facts, planned_hashing
+from manifests.interchange.hub import CLAIMED, hub_id
+from manifests.interchange.model_signing import (
+    SIGNATURE_FILE,
+    check_model_signing,
+    check_signing_key,
+    needs_passphrase,
+    sign_directory,
+    verify_directory,
+)
 from manifests.items import Item, read_items, score_problem
-from manifests.kinds import KINDS, json_schema, load_any, read_any
+from manifests.kinds import KINDS, json_schema, load_any, read_any, register_kind
 from manifests.measurement import Measurement
 from manifests.model_registry import RegistryDocument, RegistryEntry
 from manifests.parity import ParityCase, ParityReport
@@ -85,9 +104,11 @@ from manifests.tripwires import TripwireMeasure, TripwirePolicy, TripwireReport,
 from manifests.tripwires import judge as judge_tripwire
 
 __all__ = [
+    "CLAIMED",
     "CODE_ID",
     "KINDS",
     "KNOWN_CODES",
+    "SIGNATURE_FILE",
     "AcceptedRecord",
     "AdapterRecord",
     "AdapterUse",
@@ -113,8 +134,11 @@ __all__ = [
     "Envelope",
     "EvalReport",
     "EvalSummary",
+    "ExportedFiles",
+    "Facts",
     "FitCheck",
     "FoundSignature",
+    "HashedFile",
     "HeadToHead",
     "Interval",
     "InvalidDocumentError",
@@ -136,6 +160,7 @@ __all__ = [
     "ManifestError",
     "ManifestQuery",
     "Measurement",
+    "MissingExtraError",
     "MissingLinkError",
     "MissingParentError",
     "ModuleName",
@@ -192,13 +217,21 @@ __all__ = [
     "audit_page",
     "canonical_bytes",
     "canonical_digest",
+    "check_cyclonedx",
+    "check_model_signing",
+    "check_signing_key",
+    "collect_facts",
     "contest_verdict",
     "culprits",
+    "cyclonedx_bill",
+    "cyclonedx_problem",
     "differences",
     "draft_approval",
     "eval_statement",
     "find_approval",
+    "hash_pieces",
     "head_to_head_statement",
+    "hub_id",
     "is_ref_name",
     "json_schema",
     "judge_tripwire",
@@ -207,15 +240,21 @@ __all__ = [
     "load_any",
     "load_envelope",
     "manifest_statement",
+    "needs_passphrase",
     "parse_canonical",
+    "planned_hashing",
     "put_envelope",
     "read_any",
     "read_approval",
     "read_items",
+    "register_kind",
     "revoke_key",
     "score_problem",
     "seal",
+    "sign_directory",
     "signatures_of",
     "tensor_set_digest",
     "trust_key",
+    "verify_directory",
+    "write_cyclonedx",
 ]

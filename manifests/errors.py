@@ -24,7 +24,8 @@ ManifestError (1)
 │   ├── RollbackRefusedError     there is nothing, or nothing sound, to go back to
 │   ├── ProtectedRefError        this ref moves only with an approval
 │   ├── ApprovalRefusedError     an approval that is void, spent, unsigned, or of something else
-│   └── KeyLockedError           the passphrase does not open the key
+│   ├── KeyLockedError           the passphrase does not open the key
+│   └── MissingExtraError        a format of somebody else's needs a package that is not installed
 └── CorruptDocumentError (6)     stored bytes are not what their digest says they are
 ```
 
@@ -151,3 +152,7 @@ class CorruptDocumentError(ManifestError):
     """A stored document whose bytes are not what its digest promised."""
 
     exit_code = 6
+
+
+class MissingExtraError(RefusedError):
+    """A package that only one format needs is not installed; the message names the extra that brings it."""

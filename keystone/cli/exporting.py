@@ -1,5 +1,6 @@
 """`keystone export`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ from csf_store import Session, Value, human_size, json_option, pass_session, pro
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from keystone.checkpoints.export import Exported, Format
+    from keystone.checkpoints.export import Exported, Format, Signer
+
+_BESIDE = {"bom.cdx.json": "bill     ", "model.sig": "signature"}
 
 
 @click.command("export")
 @click.argument("target", metavar="MANIFEST|REF")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
 @click.option(
     "--format",
     "layout",
@@ -35,24 +38,51 @@ if TYPE_CHECKING:
     help="After a merge, run fixed prompts through merged and unmerged; both are held in fp32, one after the other.",
 )
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR.")
+@click.option(
+    "--sbom",
+    type=click.Choice(["cyclonedx"]),
+    help="Also write a bill of materials, CycloneDX 1.6, into DIR; without DIR, only that.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Without DIR: where the bill goes. Default: standard output.",
+)
+@click.option("--model-signing", is_flag=True, help="Also sign DIR as OpenSSF model-signing does: DIR/model.sig.")
+@click.option(
+    "--signing-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PEM",
+    help="With --model-signing: an elliptic-curve private key; its passphrase, if any, from $KEYSTONE_PASSPHRASE.",
+)
 @json_option
 @pass_session
 def export_command(
     session: Session,
     *,
     target: str,
-    directory: Path,
+    directory: Path | None,
     layout: "Format",
     merge: bool,
     dtype: str | None,
     own_code: bool,
     compare: bool,
     force: bool,
+    sbom: str | None,
+    output: Path | None,
+    model_signing: bool,
+    signing_key: Path | None,
 ) -> None:
     """Write a manifest as a directory that other software loads.
 
     Weights are streamed out of the archive, byte for byte where nothing about them changes. DIR appears when it is
     complete, with a model card and a keystone.json that names the digest of every file; a failure leaves nothing.
+
+    --sbom writes what other software reads about supply chains: every file with BLAKE3 and SHA-256, scores with their
+    intervals, where base and adapters came from, who approved. --model-signing signs the directory so that
+    `model_signing verify key` accepts it and finds any changed, new or missing file.
 
     \b
     Examples:
@@ -60,14 +90,88 @@ def export_command(
       keystone export prod merged/ --merge --dtype bfloat16
       keystone export prod vendor/ --format vendor
       keystone export smol smol-gguf/ --format gguf
+      keystone export prod --sbom cyclonedx -o prod.cdx.json
+      keystone export prod signed/ --sbom cyclonedx --model-signing --signing-key EC.pem
     """  # noqa: D301 - \b is for click
+    _check_usage(directory, sbom, output, signing_key, model_signing=model_signing)
+    if directory is None:
+        _bill_alone(session, target, output, force=force)
+        return
     from keystone.checkpoints.export import ExportRequest, export, planned_bytes  # noqa: PLC0415 - torch
 
     quiet_libraries()
-    request = ExportRequest(layout=layout, merge=merge, dtype=dtype, own_code=own_code, compare=compare, force=force)
-    with session.open() as archive, progress_bar(session, "export", planned_bytes(archive, target)) as progress:
-        exported = export(archive, target, directory, request, progress=progress)
+    request = ExportRequest(
+        layout=layout,
+        merge=merge,
+        dtype=dtype,
+        own_code=own_code,
+        compare=compare,
+        force=force,
+        bill=sbom is not None,
+        signer=_signer(signing_key) if signing_key is not None else None,
+    )
+    with session.open() as archive, progress_bar(session, "export", planned_bytes(archive, target, request)) as bar:
+        exported = export(archive, target, directory, request, progress=bar)
     show(session, exported)
+
+
+def _check_usage(
+    directory: Path | None, sbom: str | None, output: Path | None, signing_key: Path | None, *, model_signing: bool
+) -> None:
+    if model_signing != (signing_key is not None):
+        raise click.UsageError("--model-signing and --signing-key go together")
+    if directory is None and sbom is None:
+        raise click.UsageError("give DIR, or --sbom cyclonedx for a bill of materials alone")
+    if directory is None and model_signing:
+        raise click.UsageError("--model-signing signs a directory; give DIR")
+    if directory is not None and output is not None:
+        raise click.UsageError("with DIR the bill lies in it as bom.cdx.json; -o is for a bill alone")
+
+
+def _signer(key: Path) -> "Signer":
+    from keystone.checkpoints.export import Signer  # noqa: PLC0415 - torch
+    from manifests import needs_passphrase  # noqa: PLC0415 - pydantic
+
+    if not needs_passphrase(key):
+        return Signer(key)
+    told = os.environ.get("KEYSTONE_PASSPHRASE") or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
+    return Signer(key, str(told).encode())
+
+
+def _bill_alone(session: Session, target: str, output: Path | None, *, force: bool) -> None:
+    """The bill of a manifest, with the files as the archive holds them."""
+    from manifests import Repository, check_cyclonedx, cyclonedx_bill, planned_hashing  # noqa: PLC0415 - pydantic
+
+    check_cyclonedx()
+    if output is not None and output.exists() and not force:
+        from keystone.errors import OutputExistsError  # noqa: PLC0415 - with the others
+
+        raise OutputExistsError(f"{output} exists; choose another file, or replace it with --force")
+    with session.open() as archive:
+        repository = Repository(archive)
+        digest = repository.resolve(target)
+        with progress_bar(session, "hash", planned_hashing(archive, repository.load(digest))) as progress:
+            bill = cyclonedx_bill(archive, digest, progress=progress)
+    if output is None:
+        click.echo(bill, nl=False)
+        return
+    _write(output, bill)
+    fields: dict[str, Value] = {"manifest": str(digest), "path": str(output), "size": len(bill)}
+    session.item(fields, f"{output}: CycloneDX bill of {digest}, {human_size(len(bill))}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: a reader must not find half a bill."""
+    from keystone.errors import StorageError  # noqa: PLC0415 - with the others
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}; choose another place") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def show(session: Session, exported: "Exported") -> None:
@@ -106,6 +210,8 @@ def show(session: Session, exported: "Exported") -> None:
                 f"  logits     differ by at most {logits.max_abs:.3g} (relative {logits.relative:.2g}) over"
                 f" {logits.tokens} positions; the adapters move them by up to {logits.effect:.3g}"
             )
+    names = [file.path for file in exported.files]
+    lines += [f"  {what}  {name}" for name, what in _BESIDE.items() if name in names]
     if exported.adapters:
         lines.append(f"  adapters   {exported.adapters} beside the base, in adapters/")
     lines += [f"  left out   {path}" for path in exported.left_out]

@@ -10,6 +10,7 @@ from keystone.checkpoints.export.exporting import (
     planned_bytes,
 )
 from keystone.checkpoints.export.provenance import ExportExamined, examine_export
+from keystone.checkpoints.export.signature import Signer
 
 __all__ = [
     "FORMATS",
@@ -18,6 +19,7 @@ __all__ = [
     "Exported",
     "Format",
     "MergeReport",
+    "Signer",
     "examine_export",
     "export",
     "planned_bytes",

@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 
 from adapters import archived_adapter
 from csf_store import Archive, Digest
+from keystone.checkpoints.export.bill import write_bill
 from keystone.checkpoints.export.card import CardFacts, model_card
 from keystone.checkpoints.export.code_files import code_files
 from keystone.checkpoints.export.comparing import LogitDifference, compare_merged
@@ -28,6 +29,7 @@ from keystone.checkpoints.export.configs import Architecture, plain_architecture
 from keystone.checkpoints.export.gguf_writing import GGUF_FILE, plan_gguf, write_gguf
 from keystone.checkpoints.export.merging import Merge, ModuleError
 from keystone.checkpoints.export.provenance import provenance_bytes
+from keystone.checkpoints.export.signature import Signer, write_signature
 from keystone.checkpoints.export.source import FLOAT_DTYPES, GENERATION_FILE, ExportSource, open_source
 from keystone.checkpoints.export.tokenizer_files import write_tokenizer
 from keystone.checkpoints.export.usage import usage_text
@@ -35,7 +37,7 @@ from keystone.checkpoints.export.weights import DTYPE_NAMES, Progress, WeightsPl
 from keystone.checkpoints.export.writing import PROVENANCE_FILE, ExportDirectory, WrittenFile
 from keystone.errors import InvalidInputError, RefusedError
 from keystone.identity import source_digest
-from manifests import Json
+from manifests import Json, check_cyclonedx, planned_hashing
 
 Format: TypeAlias = Literal["transformers", "vendor", "gguf"]
 FORMATS: tuple[Format, ...] = ("transformers", "vendor", "gguf")
@@ -60,6 +62,8 @@ class ExportRequest:
         own_code: write our modeling code even where transformers' own class would do.
         compare: after a merge, run fixed prompts through merged and unmerged; takes the memory of both in fp32.
         force: replace an earlier export.
+        bill: lay a CycloneDX bill of materials beside the files.
+        signer: sign the finished directory with this key.
     """
 
     layout: Format = "transformers"
@@ -68,6 +72,8 @@ class ExportRequest:
     own_code: bool = False
     compare: bool = True
     force: bool = False
+    bill: bool = False
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,11 @@ def export(
     return _Export(archive, target, out, request or ExportRequest(), progress).run()
 
 
-def planned_bytes(archive: Archive, target: str | Digest) -> int:
-    """Bytes of stored weights that an export of this manifest goes through, for a progress bar."""
-    return open_source(archive, target).weight_bytes
+def planned_bytes(archive: Archive, target: str | Digest, request: ExportRequest | None = None) -> int:
+    """Bytes that an export of this manifest goes through, for a progress bar; a bill hashes them once more."""
+    source = open_source(archive, target)
+    hashed = planned_hashing(archive, source.manifest) if request is not None and request.bill else 0
+    return source.weight_bytes + hashed
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,10 @@ class _Export:
     def run(self) -> Exported:
         source = open_source(self.archive, self.target)
         request = self.request
+        if request.bill:
+            check_cyclonedx()
+        if request.signer is not None:
+            request.signer.check()
         if request.dtype is not None and request.dtype not in DTYPE_NAMES:
             raise InvalidInputError(f"{request.dtype!r} is no dtype of weights; say {', '.join(DTYPE_NAMES)}")
         code = None if request.dtype is None else DTYPE_NAMES[request.dtype]
@@ -231,8 +243,12 @@ class _Export:
             notes=_notes(report),
         )
         directory.write("README.md", model_card(facts))
+        if self.request.bill:
+            write_bill(self.archive, source.digest, directory, self.request.layout, self.progress)
         how = self._how(weights, source, report)
         directory.write(PROVENANCE_FILE, provenance_bytes(source.manifest, source.digest, tuple(directory.files), how))
+        if self.request.signer is not None:
+            write_signature(directory, self.request.signer)
         return Exported(
             path=directory.out,
             digest=source.digest,

@@ -1,8 +1,9 @@
 """`keystone.json`: what an exported directory is, so that it can still be asked later, far from the archive.
 
 It holds the manifest as a document and by digest, how the export was made, and the digest of every file. It is
-RFC 8785 JSON, so it has one digest itself. Nothing in it is signed: it says which archive to ask, and it finds a
-changed file; it cannot stop somebody from rewriting both.
+RFC 8785 JSON, so it has one digest itself. It says which archive to ask, and it finds a changed file; it cannot stop
+somebody from rewriting both. A `model.sig` beside it can: it is over every other file, this one too, so it is the one
+file that is not in the list.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from csf_store import Digest, InvalidInputError
 from keystone.checkpoints.export.writing import PROVENANCE_FILE, WrittenFile, check_relative
 from keystone.errors import CheckpointError
 from keystone.errors import InvalidInputError as InvalidNameError
-from manifests import Json, Manifest, ManifestError, canonical_bytes, parse_canonical
+from manifests import SIGNATURE_FILE, Json, Manifest, ManifestError, canonical_bytes, parse_canonical
 
 KIND = "keystone-export"
 VERSION = 1
@@ -87,7 +88,8 @@ def examine_export(directory: Path) -> ExportExamined:
         raise CheckpointError(f"{place} says manifest {told}, and holds one that hashes to {manifest.digest}")
     problems = {path: what for path, row in listed.items() if (what := _file_problem(directory / path, *row))}
     present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
-    problems |= dict.fromkeys(sorted(present - listed.keys() - {PROVENANCE_FILE}), "is not in the list")
+    unlisted = present - listed.keys() - {PROVENANCE_FILE, SIGNATURE_FILE}  # a signature is over this list
+    problems |= dict.fromkeys(sorted(unlisted), "is not in the list")
     return ExportExamined(told, manifest, len(listed), problems)
 
 

@@ -85,7 +85,8 @@ class ExportDirectory:
     def __init__(self, out: Path, *, force: bool) -> None:
         self.out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that is to be refused
         self._check_place(force=force)
-        self.path = self.out.with_name(f".{self.out.name}.{secrets.token_hex(6)}.part")
+        self._holder = self.out.with_name(f".{self.out.name}.{secrets.token_hex(6)}.part")
+        self.path = self._holder / self.out.name  # its last name already: a signature over it holds that
         self.files: list[WrittenFile] = []
 
     def _check_place(self, *, force: bool) -> None:
@@ -100,7 +101,7 @@ class ExportDirectory:
 
     def __enter__(self) -> Self:
         with _storage_errors(self.out):
-            self.path.mkdir()
+            self.path.mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -109,7 +110,7 @@ class ExportDirectory:
                 with _storage_errors(self.out):
                     self._publish()
         finally:
-            shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self._holder, ignore_errors=True)
         if isinstance(error, OSError):
             raise _storage_error(self.out, error) from error
 
@@ -160,7 +161,7 @@ class ExportDirectory:
             _sync_directory(Path(folder))
         aside = None
         if os.path.lexists(self.out):
-            aside = self.path.with_suffix(".old")
+            aside = self._holder.with_suffix(".old")
             self.out.rename(aside)
         try:
             self.path.rename(self.out)
