@@ -72,7 +72,7 @@ from manifests.interchange.model_signing import (
     verify_directory,
 )
 from manifests.items import Item, read_items, score_problem
-from manifests.kinds import KINDS, json_schema, load_any, read_any, register_kind
+from manifests.kinds import KINDS, json_schema, load_any, read_any
 from manifests.measurement import Measurement
 from manifests.model_registry import RegistryDocument, RegistryEntry
 from manifests.parity import ParityCase, ParityReport
@@ -247,7 +247,6 @@ __all__ = [
     "read_any",
     "read_approval",
     "read_items",
-    "register_kind",
     "revoke_key",
     "score_problem",
     "seal",
