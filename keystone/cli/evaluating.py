@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from csf_store import Session, Value, json_option, pass_session, progress_bar
+from keystone.cli.keys import passphrase_options
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from manifests import Score
 
 _SAMPLING_TEMPERATURE = 0.8
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -62,6 +64,14 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option("--canonical", is_flag=True, help="Run the suite's own solutions instead: proves harness and sandbox.")
 @click.option("--no-record", is_flag=True, help="Print the score and store nothing.")
 @click.option(
+    "--against", "opponents", multiple=True, metavar="REF|URL#MODEL", help="An opponent, asked the same; repeatable."
+)
+@click.option("--margin", default=0.05, show_default=True, type=_SHARE, help="The largest fall that counts as none.")
+@click.option("--alpha", default=0.05, show_default=True, type=_SHARE, help="Chance of a wrong word, over all looks.")
+@click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(1), help="For an endpoint's answer.")
+@click.option("--key", help="Sign head-to-head reports with this key of `keystone key list`.")
+@passphrase_options
+@click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -87,6 +97,13 @@ def eval_command(  # noqa: PLR0917 - click passes by name
     device: str | None,
     canonical: bool,  # noqa: FBT001
     no_record: bool,  # noqa: FBT001
+    opponents: tuple[str, ...],
+    margin: float,
+    alpha: float,
+    timeout: float,
+    key: str | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
     state: Path | None,
 ) -> None:
     """Measure a manifest on a suite, by executing what it writes in a sandbox.
@@ -97,12 +114,17 @@ def eval_command(  # noqa: PLR0917 - click passes by name
     With --canonical no model is loaded: the suite's own solutions are run, and each once more with its function
     replaced by one that returns nothing. Exits with 1 when a solution does not pass, or a broken one does.
 
+    With --against, an opponent is asked the same items under the same settings, and a paired test gives a verdict:
+    IMPROVED, NON-INFERIOR, REGRESSED (exit code 1) or UNDERPOWERED. The report of it, signed, is what lets a model
+    lead; see `keystone models verify`. Either side may be a manifest, a ref, or a model of another engine, URL#MODEL.
+
     \b
     Examples:
       keystone eval --suite humaneval --canonical
       keystone eval nano --suite basics
       keystone eval nano --suite humaneval --n 20 --k 1,10 --temperature 0.8 --seed 7
       keystone eval prod --suite heldout.jsonl --no-record --json
+      keystone eval prod --suite humaneval --against http://127.0.0.1:11434#coder:7b --key alice
     """  # noqa: D301 - \b is for click
     if canonical == (target is not None):
         raise click.UsageError("give a manifest to measure, or --canonical, and not both")
@@ -121,6 +143,29 @@ def eval_command(  # noqa: PLR0917 - click passes by name
     settings.check()
     check_ks(suite, settings, ks)
     quiet_libraries()
+    if opponents:
+        from keystone.cli.contesting import LOST, Contest, run_contest  # noqa: PLC0415 - as above
+        from keystone.cli.keys import unlock  # noqa: PLC0415
+
+        contest = Contest(
+            target,
+            opponents,
+            suite,
+            settings,
+            quantization,
+            device,
+            not no_record,
+            state or _state_folder(),
+            margin,
+            alpha,
+            timeout,
+            unlock(keys, key, passphrase_file) if key is not None else None,
+        )
+        suite.code_items  # noqa: B018 - texts are refused before anything is opened
+        with _sandbox_for(suite, sandbox_name) as sandbox:
+            if sandbox is not None and not run_contest(session, contest, sandbox):
+                click.get_current_context().exit(LOST)
+        return
     with _sandbox_for(suite, sandbox_name) as sandbox:
         _evaluate(session, _Asked(target, suite, settings, ks, quantization, device, not no_record, state), sandbox)
 

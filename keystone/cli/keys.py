@@ -334,9 +334,11 @@ def _resolve(archive: "Archive", text: str) -> "Digest":
 def _statement(archive: "Archive", target: str) -> "tuple[Digest, Statement]":
     from manifests import (  # noqa: PLC0415 - see key_store
         EvalReport,
+        HeadToHead,
         InvalidDocumentError,
         Manifest,
         eval_statement,
+        head_to_head_statement,
         load_any,
         manifest_statement,
         read_items,
@@ -350,8 +352,10 @@ def _statement(archive: "Archive", target: str) -> "tuple[Digest, Statement]":
         items = read_items(archive.get_bytes(document.items)) if document.items is not None else ()
         passed = {item.name: item.passed for item in items if item.passed is not None}
         return subject, eval_statement(subject, document, passed)
+    if isinstance(document, HeadToHead):
+        return subject, head_to_head_statement(subject, document)
     raise InvalidDocumentError(
-        f"{subject} is a {document.kind_name()}; what is signed are manifests and eval reports (approvals: approve)"
+        f"{subject} is a {document.kind_name()}; what is signed are manifests and reports (approvals: approve)"
     )
 
 
