@@ -26,6 +26,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from adapters.errors import InvalidPolicyError
@@ -113,7 +114,7 @@ class HoldoutIndex:
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
         """Names the items, in whatever order they were given: what a report was checked against."""
         rows = sorted({(item.suite, item.item, item.prompt, item.program) for item in self._items})
