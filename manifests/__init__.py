@@ -62,7 +62,7 @@ from manifests.interchange.cyclonedx import (
     write_cyclonedx,
 )
 from manifests.interchange.facts import Facts, collect_facts, planned_hashing
-from manifests.interchange.hub import CLAIMED, hub_id
+from manifests.interchange.hub import CLAIMED, claims_of, hub_claims, hub_id
 from manifests.interchange.model_signing import (
     SIGNATURE_FILE,
     check_model_signing,
@@ -220,6 +220,7 @@ __all__ = [
     "check_cyclonedx",
     "check_model_signing",
     "check_signing_key",
+    "claims_of",
     "collect_facts",
     "contest_verdict",
     "culprits",
@@ -231,6 +232,7 @@ __all__ = [
     "find_approval",
     "hash_pieces",
     "head_to_head_statement",
+    "hub_claims",
     "hub_id",
     "is_ref_name",
     "json_schema",

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself in words: its licence and what it claims to come from.
 
 A model card is a claim by whoever uploaded it. The licence becomes an SPDX expression, `NOASSERTION` where nobody says
-which it is; the lineage it claims is kept as a label that says it was not verified.
+which it is; what else it claims is kept in labels that say it was not verified.
 """
 
 import re
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import yaml
+
+from manifests import CLAIMED, hub_claims
 
 UNKNOWN = "NOASSERTION"
 """SPDX for: nobody told us."""
@@ -39,7 +41,7 @@ class Card:
 
     Attributes:
         licence: an SPDX expression, or None where it does not say.
-        claims: what it says it was made from, by the Hub's field names.
+        claims: what it says of its licence, ancestors, data and scores, by the Hub's field names.
     """
 
     licence: str | None = None
@@ -82,12 +84,7 @@ def read_card(text: str) -> Card:
         return Card()
     if not isinstance(fields, dict):
         return Card()
-    claims = {}
-    for key in ("base_model", "base_model_relation"):
-        value = fields.get(key)
-        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-        if texts and (said := plain(", ".join(texts))):
-            claims[key] = said
+    claims = {key: said for key, text in hub_claims(fields).items() if (said := plain(text))}
     licence, name = (fields.get(key) for key in ("license", "license_name"))
     return Card(
         spdx(licence if isinstance(licence, str) else None, name=name if isinstance(name, str) else None), claims
@@ -106,4 +103,4 @@ def plain(text: str) -> str:
 
 def claim_labels(card: Card) -> dict[str, str]:
     """The labels that keep a card's claims, each saying that it is no more than that."""
-    return {f"claimed/{key}": f"{value} (unverified)" for key, value in sorted(card.claims.items())}
+    return {f"{CLAIMED}{key}": f"{value} (unverified)" for key, value in sorted(card.claims.items())}

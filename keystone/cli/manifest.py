@@ -31,16 +31,20 @@ def show(session: Session, *, target: str) -> None:
     import json  # noqa: PLC0415 - with the others
     import sys  # noqa: PLC0415
 
-    from manifests import Repository  # noqa: PLC0415 - pydantic, not needed for --help
+    from manifests import Repository, claims_of  # noqa: PLC0415 - pydantic, not needed for --help
 
     with session.open() as archive:
         repository = Repository(archive)
         digest = repository.resolve(target)
-        data = repository.load(digest).to_bytes()
+        manifest = repository.load(digest)
     if session.json:
-        sys.stdout.write(data.decode() + "\n")
-    else:
-        session.note(f"{digest}\n{json.dumps(json.loads(data), indent=2, ensure_ascii=False)}")
+        sys.stdout.write(manifest.to_bytes().decode() + "\n")
+        return
+    session.note(f"{digest}\n{json.dumps(json.loads(manifest.to_bytes()), indent=2, ensure_ascii=False)}")
+    if claims := claims_of(manifest):
+        session.note("claims of whoever published the base; no evidence, and nothing here verified them:")
+        for name, said in claims.items():
+            session.note(f"  {name}: {said.removesuffix(' (unverified)')}")
 
 
 @manifest_command.command("create")

@@ -17,11 +17,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from csf_store import Digest
 from keystone.checkpoints.licences import hub_licence
 from keystone.identity import source_digest
-from manifests import EvalSummary, Manifest, Recipe, Source
+from manifests import EvalSummary, Manifest, Recipe, claims_of, hub_id
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
-_HUB_ID = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_HUB_DATASETS = {"humaneval": "openai/openai_humaneval"}
+"""Suites that are data sets of the Hub, by their names there."""
+
 _VERIFY = """`keystone.json` lists the BLAKE3 digest of every file here (`b3sum FILE` prints the same hex) and holds the
 manifest itself, whose RFC 8785 bytes hash to the manifest digest above. Whoever has the archive runs
 `keystone audit {digest}`, which hashes all of it again and walks the lineage to the base."""
@@ -87,12 +89,6 @@ def front_matter(facts: CardFacts) -> str:
     return str(ModelCardData(**given).to_yaml(line_break="\n")).strip()  # type: ignore[arg-type]
 
 
-def hub_id(source: Source) -> str | None:
-    """The Hub repository a base came from, or None."""
-    found = _HUB_ID.fullmatch(source.location) if source.kind == "hub" else None
-    return found[1] if found else None
-
-
 def _relation(facts: CardFacts) -> str | None:
     """The Hub's word for how this came from its base; the bare base in another form has none that would be true."""
     if not facts.manifest.assembly.adapters:
@@ -118,13 +114,19 @@ def _plain_recipe(facts: CardFacts) -> Digest | None:
 def _eval_result(summary: EvalSummary) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
-        dataset_type=summary.suite,
+        dataset_type=_HUB_DATASETS.get(summary.suite, summary.suite),
         dataset_name=summary.suite,
-        dataset_revision=str(summary.suite_digest),
+        # The field `revision` is for a commit of a dataset on the Hub, which a digest of ours is not.
+        dataset_args={"suite": str(summary.suite_digest)},
         metric_type=summary.metric,
         metric_name=f"{summary.metric} over {summary.n} items",
         metric_value=summary.score,
-        metric_args={"report": str(summary.report), "recipe": str(summary.recipe), "n": summary.n},
+        metric_args={
+            "report": str(summary.report),
+            "recipe": str(summary.recipe),
+            "n": summary.n,
+            **({} if summary.interval is None else {"interval": summary.interval.to_json()}),
+        },
     )
 
 
@@ -147,6 +149,7 @@ def _body(facts: CardFacts) -> str:
         f"| part | BLAKE3 |\n|---|---|\n{digests}",
         "## Measured",
         _scores(facts),
+        *_claims(manifest),
         "## How to verify",
         _VERIFY.format(digest=facts.digest),
     ]
@@ -165,12 +168,26 @@ def _scores(facts: CardFacts) -> str:
     if not facts.manifest.evals:
         return "Nothing is recorded."
     rows = [
-        f"| {cell(each.suite)} | {cell(each.metric)} | {each.score:.4g} | {each.n} | "
+        f"| {cell(each.suite)} | {cell(each.metric)} | {each.score:.4g}{_interval(each)} | {each.n} | "
         f"{'these weights' if _is_about(each, facts) else 'another form of this model'} | `{each.report.short}` |"
         for each in facts.manifest.evals
     ]
     head = "| suite | metric | score | items | measured on | report |\n|---|---|---|---|---|---|\n"
     return head + "\n".join(rows)
+
+
+def _interval(summary: EvalSummary) -> str:
+    found = summary.interval
+    return "" if found is None else f" ({found.low:.3g} to {found.high:.3g} at {found.level:g})"
+
+
+def _claims(manifest: Manifest) -> list[str]:
+    """What the source's publisher says, in a section that says whose words they are."""
+    rows = [f"| {cell(name)} | {cell(said)} |" for name, said in claims_of(manifest).items()]
+    if not rows:
+        return []
+    head = "What the publisher of the base says of it. Nothing of it was verified.\n\n| field | claim |\n|---|---|\n"
+    return ["## Claimed", head + "\n".join(rows)]
 
 
 def cell(text: str) -> str:

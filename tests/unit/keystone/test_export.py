@@ -243,8 +243,10 @@ def test_the_card_speaks_the_hubs_language(archive: Archive, tmp_path: Path) -> 
     source = Manifest.model_fields["source"].annotation(
         kind="hub", location="hf://some-org/some_model-1.5@abc123", licence="MIT", note="a | pipe\nand `code`"
     )
+    claim = {"claimed/model-index/1": "HumanEval, pass@1 = 0.99 (unverified)"}
     adapter = put_adapter(archive, base, DATA / "base", tmp_path, seed=3)
-    manifest = with_score(archive, put_manifest(archive, base, AdapterUse(adapter=adapter), source=source))
+    put = put_manifest(archive, base, AdapterUse(adapter=adapter), source=source, labels=claim)
+    manifest = with_score(archive, put)
     export(archive, manifest, tmp_path / "out")
     _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     fields = yaml.safe_load(front)
@@ -254,6 +256,8 @@ def test_the_card_speaks_the_hubs_language(archive: Archive, tmp_path: Path) -> 
     assert set(fields["tags"]) >= {"keystone", "parallel-loop-transformer"}
     (result,) = fields["model-index"][0]["results"]
     assert result["dataset"]["type"] == "basics"
+    assert result["dataset"]["args"] == {"suite": str(Digest.of(b"suite"))}
+    assert "revision" not in result["dataset"]
     (metric,) = result["metrics"]
     assert (metric["type"], metric["value"]) == ("pass@1", 0.375)
     assert metric["args"]["recipe"] == str(Recipe(dtype="bfloat16").digest)
@@ -261,6 +265,9 @@ def test_the_card_speaks_the_hubs_language(archive: Archive, tmp_path: Path) -> 
         assert f"`{digest}`" in body
     assert "a \\| pipe and \\`code\\`" in body
     assert "another form of this model" in body
+    assert "0.99" not in front  # a claim is told as one, and is no result
+    assert "## Claimed" in body
+    assert "HumanEval, pass@1 = 0.99 (unverified)" in body
 
     merged = export(archive, manifest, tmp_path / "merged", ExportRequest(merge=True, compare=False))
     fields = yaml.safe_load((tmp_path / "merged" / "README.md").read_text().split("---\n")[1])

@@ -30,7 +30,44 @@ def test_a_card_is_read_and_its_claims_are_called_claims() -> None:
     assert claim_labels(card) == {
         "claimed/base_model": "a/b, c/d (unverified)",
         "claimed/base_model_relation": "merge (unverified)",
+        "claimed/license": "mit (unverified)",
     }
+
+
+SCORED = """---
+datasets: [org/data, other/data]
+model-index:
+- name: it
+  results:
+  - task: {type: text-generation}
+    dataset: {name: HumanEval, type: openai_humaneval}
+    metrics:
+    - {type: pass@1, name: pass@1, value: 0.45, verified: true}
+    - {type: pass@10, value: "61 %"}
+  - dataset: {type: mbpp}
+    metrics: [{type: pass@1, value: 0.5}, {type: flag, value: true}, 7]
+  - {metrics: [{value: 1}]}
+  - nothing
+- 3
+---
+"""
+
+
+def test_scores_and_data_of_a_card_are_claims_in_words() -> None:
+    assert claim_labels(read_card(SCORED)) == {
+        "claimed/datasets": "org/data, other/data (unverified)",
+        "claimed/model-index/1": "HumanEval, pass@1 = 0.45 (unverified)",
+        "claimed/model-index/2": "HumanEval, pass@10 = 61 % (unverified)",
+        "claimed/model-index/3": "mbpp, pass@1 = 0.5 (unverified)",
+        "claimed/model-index/4": "an unnamed suite, an unnamed metric = 1 (unverified)",
+    }
+
+
+def test_a_card_with_hundreds_of_scores_says_how_many_were_left_out() -> None:
+    metrics = ", ".join(f"{{type: m{number}, value: {number}}}" for number in range(300))
+    labels = claim_labels(read_card(f"---\nmodel-index:\n- results:\n  - metrics: [{metrics}]\n---\n"))
+    assert len(labels) == 17
+    assert labels["claimed/model-index/more"] == "284 more scores in the card (unverified)"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +78,7 @@ def test_a_card_is_read_and_its_claims_are_called_claims() -> None:
         "---\n- a list\n---\n",
         "---\na: &a [x, x]\nb: &b [*a, *a]\nlicense: mit\n---\n",
         "---\nlicense: !!python/object/apply:os.system ['true']\n---\n",
-        "---\nlicense: 7\nbase_model: {a: b}\n---\n",
+        "---\nlicense: 7\nbase_model: {a: b}\ndatasets: 3\nmodel-index: {results: []}\n---\n",
     ],
 )
 def test_a_card_that_cannot_be_trusted_says_nothing(text: str) -> None:
