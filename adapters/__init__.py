@@ -3,6 +3,7 @@
 from adapters.comparison import Contrast, FamilyLoss, Outcome, contrast
 from adapters.comparison import pair as pair_outcomes
 from adapters.contamination import HeldOut, HoldoutIndex, Match
+from adapters.document_checks import document_problem
 from adapters.errors import (
     AdapterError,
     AdapterFitError,
@@ -124,6 +125,7 @@ __all__ = [
     "contrast",
     "deduplicate",
     "divergences",
+    "document_problem",
     "entropies",
     "fit_errors",
     "fit_problem",

@@ -18,7 +18,7 @@ from adapters.statistics import Look
 from adapters.tripwire import Judgement, Measured, Standing, conclude, stand
 from adapters.tripwire_policy import GuardPolicy, Label, Rules
 from csf_store import Digest
-from manifests import DigestField, Document
+from manifests import DigestField, Document, register_kind
 
 
 class ReferenceModel(Rules):
@@ -28,6 +28,7 @@ class ReferenceModel(Rules):
     assembly: DigestField
 
 
+@register_kind
 class GuardReport(Document):
     """The guard's word on one candidate.
 

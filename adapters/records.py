@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from adapters.contamination import code_form, prose_words
 from adapters.tripwire_policy import Label, Rules
 from csf_store import Digest
-from manifests import DigestField, Document
+from manifests import DigestField, Document, register_kind
 
 Ground: TypeAlias = Literal["tests-passed", "grounding-check", "operator-approved", "self-scored", "none"]
 """What a claim stands on. The last two never train; they exist so that a record can say so honestly."""
@@ -128,6 +128,7 @@ class RecordSource(Rules):
         return self
 
 
+@register_kind
 class ConvergenceRecord(Document):
     """One piece of experience. Its digest names it; a training set is a list of these digests."""
 

@@ -59,6 +59,8 @@ def tripwire_evidence(
 ) -> TripwireEvidence | None:
     """A guard report as the documents that a manifest names; None for UNDERPOWERED.
 
+    The full report is named as their detail: put it into the archive before them.
+
     Args:
         policy: the guard's own rules.
         report: the guard's word.
@@ -113,6 +115,7 @@ def tripwire_evidence(
             measures=measures,
             tripped=tuple(tripped),
             status="tripped" if tripped else "clear",
+            detail=report.digest,
         ),
     )
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from manifests import DigestField, Document
+from manifests import DigestField, Document, register_kind
 
 Harm: TypeAlias = Literal["lower", "higher", "either"]
 """Which way a signal must not go."""
@@ -73,6 +73,7 @@ DEFAULT_SIGNALS = (
 """Tolerances are choices, not measurements: training is meant to change a model. Noise comes from `calibrate`."""
 
 
+@register_kind
 class GuardPolicy(Document):
     """The rules of one chain of cycles.
 

@@ -3,7 +3,7 @@
 from manifests.approvals import SignedApproval, draft_approval, find_approval, read_approval
 from manifests.attaching import attach
 from manifests.auditing.auditor import Auditor, ServerAudit, audit
-from manifests.auditing.context import FitCheck
+from manifests.auditing.context import DocumentCheck, FitCheck
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
 from manifests.auditing.live_weights import LiveWeights, Recompute, ServedModel, Server, ServerAnswer, culprits
 from manifests.auditing.page import audit_page, lineage_svg
@@ -72,7 +72,7 @@ from manifests.interchange.model_signing import (
     verify_directory,
 )
 from manifests.items import Item, read_items, score_problem
-from manifests.kinds import KINDS, json_schema, load_any, read_any
+from manifests.kinds import KINDS, json_schema, load_any, read_any, register_kind
 from manifests.measurement import Measurement
 from manifests.model_registry import RegistryDocument, RegistryEntry
 from manifests.parity import ParityCase, ParityReport
@@ -131,6 +131,7 @@ __all__ = [
     "Difference",
     "DigestField",
     "Document",
+    "DocumentCheck",
     "Envelope",
     "EvalReport",
     "EvalSummary",
@@ -249,6 +250,7 @@ __all__ = [
     "read_any",
     "read_approval",
     "read_items",
+    "register_kind",
     "revoke_key",
     "score_problem",
     "seal",

@@ -67,12 +67,20 @@ class Part(BaseModel, metaclass=_SpeaksOurErrors):
 class Document(Part):
     """A piece that stands alone: it has a kind, a schema version and a digest.
 
-    Subclasses fix `kind` and `v` as literals with a default, and set `VERSION`.
+    Subclasses fix `kind` and `v` as literals with a default, and set `VERSION`. A field that came when documents
+    without it were already stored is one of `OPTIONAL`: it is written only where it says something, so that the older
+    documents keep their one form and their digest.
     """
 
     VERSION: ClassVar[int] = 1
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
 
     _name: Digest | None = PrivateAttr(default=None)
+
+    def to_json(self) -> JsonObject:
+        """The JSON object, digests as text, without optional fields that are null."""
+        fields = super().to_json()
+        return {name: value for name, value in fields.items() if value is not None or name not in self.OPTIONAL}
 
     def to_bytes(self) -> bytes:
         """The RFC 8785 bytes: what is stored, hashed and signed."""

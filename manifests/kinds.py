@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 from pydantic.json_schema import JsonSchemaValue
 
@@ -16,7 +17,7 @@ from csf_store import Archive, Digest, Kind
 from manifests import canonical
 from manifests.deliberation import Deliberation
 from manifests.document import Document
-from manifests.errors import NotFoundError, SchemaVersionError
+from manifests.errors import InvalidDocumentError, NotFoundError, SchemaVersionError
 from manifests.evidence import AdapterRecord, EvalReport, TrainingRecord
 from manifests.head_to_head import HeadToHead
 from manifests.model_registry import RegistryDocument
@@ -25,29 +26,46 @@ from manifests.schema import Assembly, Manifest, Recipe
 from manifests.statements import Approval, Attestation, SourceGateReport
 from manifests.tripwires import TripwirePolicy, TripwireReport
 
-KINDS: Mapping[str, type[Document]] = MappingProxyType(
-    {
-        kind.kind_name(): kind
-        for kind in (
-            AdapterRecord,
-            Approval,
-            Assembly,
-            Attestation,
-            Deliberation,
-            EvalReport,
-            HeadToHead,
-            Manifest,
-            ParityReport,
-            Recipe,
-            RegistryDocument,
-            SourceGateReport,
-            TrainingRecord,
-            TripwirePolicy,
-            TripwireReport,
-        )
-    }
-)
-"""kind -> its model."""
+D = TypeVar("D", bound=Document)
+
+_kinds: dict[str, type[Document]] = {
+    kind.kind_name(): kind
+    for kind in (
+        AdapterRecord,
+        Approval,
+        Assembly,
+        Attestation,
+        Deliberation,
+        EvalReport,
+        HeadToHead,
+        Manifest,
+        ParityReport,
+        Recipe,
+        RegistryDocument,
+        SourceGateReport,
+        TrainingRecord,
+        TripwirePolicy,
+        TripwireReport,
+    )
+}
+
+KINDS: Mapping[str, type[Document]] = MappingProxyType(_kinds)
+"""kind -> its model; those of higher floors are among them once their package is imported."""
+
+
+def register_kind(model: type[D]) -> type[D]:
+    """Makes a kind of a higher floor known by its name; for use as a decorator.
+
+    Raises:
+        InvalidDocumentError: when another model has that kind already.
+    """
+    name = model.kind_name()
+    if _kinds.setdefault(name, model) is not model:
+        raise InvalidDocumentError(f"two models of the document kind {name!r}: {_kinds[name]!r} and {model!r}")
+    return model
+
+
+_NULL = {"type": "null"}
 
 
 def json_schema(kind: str) -> JsonSchemaValue:
@@ -60,6 +78,9 @@ def json_schema(kind: str) -> JsonSchemaValue:
     if model is None:
         raise NotFoundError(f"no document kind {kind!r}; there are {', '.join(sorted(KINDS))}")
     schema = model.model_json_schema(mode="serialization")
+    for field in model.OPTIONAL:  # left out where there is nothing to say, never null
+        (schema["properties"][field],) = (each for each in schema["properties"][field]["anyOf"] if each != _NULL)
+        schema["required"].remove(field)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:keystone-sigma0:schema:{kind}:{model.VERSION}",

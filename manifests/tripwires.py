@@ -101,8 +101,11 @@ def _ordered_titles(titles: tuple[str, ...]) -> tuple[str, ...]:
 class TripwireReport(Document):
     """One run of the tripwire on one assembly and recipe, against one incumbent or none.
 
-    `tripped` names the rules that tripped, `suite metric` each.
+    `tripped` names the rules that tripped, `suite metric` each. `detail` is the full report that the measures were
+    taken from, where a guard wrote one.
     """
+
+    OPTIONAL = frozenset({"detail"})
 
     kind: Literal["tripwire-report"] = "tripwire-report"
     v: Literal[1] = 1
@@ -114,6 +117,7 @@ class TripwireReport(Document):
     measures: Annotated[tuple[TripwireMeasure, ...], AfterValidator(_ordered_measures)]
     tripped: Annotated[tuple[Line, ...], AfterValidator(_ordered_titles)] = ()
     status: Literal["clear", "tripped"]
+    detail: DigestField | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -122,10 +126,10 @@ class TripwireReport(Document):
         return self
 
     def links(self) -> tuple[Digest, ...]:
-        """The policy, the incumbent and every eval report a measure is taken from."""
+        """The policy, the incumbent, the full report, and every eval report a measure is taken from."""
         found = {self.policy, *(measure.report for measure in self.measures)}
         found |= {m.incumbent_report for m in self.measures if m.incumbent_report is not None}
-        return tuple(sorted(found | ({self.incumbent} if self.incumbent is not None else set())))
+        return tuple(sorted(found | {link for link in (self.incumbent, self.detail) if link is not None}))
 
 
 def judge(policy: TripwirePolicy, measures: Sequence[TripwireMeasure]) -> Mapping[str, str]:

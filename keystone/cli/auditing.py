@@ -23,7 +23,7 @@ COLOURS = {"PASS": "green", "FAIL": "red", "UNKNOWN": "yellow", "UNSIGNED": "cya
 
 
 @click.command("audit")
-@click.argument("target", metavar="[MANIFEST|REF|REF@TIME|DIRECTORY]", required=False)
+@click.argument("target", metavar="[MANIFEST|REF|REF@TIME|RECORD|DIRECTORY]", required=False)
 @click.option("--endpoint", metavar="URL", help="Audit what a running server has in memory: TARGET, or all of it.")
 @click.option(
     "--token-file",
@@ -63,7 +63,8 @@ def audit_command(
 
     The first audit of an archive keeps the checkpoint of its ledger in your state directory, outside the archive; later
     ones prove that the ledger still begins with it. A directory that `keystone export` wrote is compared with its own
-    list and with the archive.
+    list and with the archive. A record (a report, a policy, an attestation) is audited by itself: what it claims is
+    computed again from what it names.
 
     With --endpoint, a running server hashes the weights in its memory with a nonce just made, and the same is computed
     from this archive: which manifest it runs, whether the ref points there, which tensor was changed. That detects
@@ -84,15 +85,22 @@ def audit_command(
     if endpoint is None and (keep or token_file is not None):
         raise click.UsageError("--keep and --token-file are about a server: give --endpoint")
     server = _server(endpoint, token_file, timeout) if endpoint is not None else None
-    from adapters import fit_problem  # noqa: PLC0415 - pydantic, not needed for --help
+    from adapters import document_problem, fit_problem  # noqa: PLC0415 - pydantic, not needed for --help
     from manifests import Auditor, AuditorState, Repository, audit_page  # noqa: PLC0415
 
     store = key_store(keys)
     own = {public.id: public for public in map(store.public, store.names())}
     with session.open() as archive:
-        memory = AuditorState(state or _state_directory())
+        memory = AuditorState(state or state_directory())
         auditor = Auditor(
-            archive, fit=fit_problem, tied=TIED, state=memory, quick=quick, known=own, recompute=_recompute
+            archive,
+            fit=fit_problem,
+            tied=TIED,
+            state=memory,
+            quick=quick,
+            known=own,
+            documents=document_problem,
+            recompute=_recompute,
         )
         if server is None:
             report = _report(auditor, str(target))
@@ -169,7 +177,8 @@ def _export_report(auditor: "Auditor", directory: Path) -> "AuditReport":
     return AuditReport(manifest=found.manifest, lines=(*lines, *report.lines))
 
 
-def _state_directory() -> Path:
+def state_directory() -> Path:
+    """What an auditor remembers between audits, if nothing else is said."""
     from platformdirs import user_state_path  # noqa: PLC0415 - not needed for --help
 
     return user_state_path("keystone", appauthor=False) / "audits"

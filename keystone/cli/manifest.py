@@ -261,6 +261,7 @@ def schema(session: Session, *, kind: str | None) -> None:
     import json  # noqa: PLC0415 - with the others
     import sys  # noqa: PLC0415
 
+    import adapters  # noqa: F401, PLC0415 - its kinds are among them
     from manifests import KINDS, json_schema  # noqa: PLC0415 - see show
 
     if kind is None:

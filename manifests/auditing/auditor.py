@@ -23,8 +23,9 @@ from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 
-from csf_store import Archive, CsfError, Digest
-from manifests.auditing.context import Context, FitCheck, Lines, Subject
+from csf_store import Archive, CsfError, Digest, Kind, NotFoundError
+from manifests.auditing.context import Context, DocumentCheck, FitCheck, Lines, Subject
+from manifests.auditing.document_checks import check_attestations, check_document
 from manifests.auditing.evidence_checks import check_evals, check_tripwire
 from manifests.auditing.ledger_checks import check_checkpoint, check_inclusion, check_ledger
 from manifests.auditing.ledger_facts import read_ledger
@@ -61,6 +62,7 @@ class Auditor:
         state: what this auditor remembers; without it nothing is compared with an earlier audit.
         quick: take as proven what was proven before and lies in files that did not change since.
         known: public keys of the auditor's own.
+        documents: what is wrong with what a document of a higher floor claims.
         recompute: what a running model must answer; without it, what a server attests stays UNKNOWN.
     """
 
@@ -73,6 +75,7 @@ class Auditor:
         state: AuditorState | None = None,
         quick: bool = False,
         known: Mapping[Digest, PublicKey] = MappingProxyType({}),
+        documents: DocumentCheck | None = None,
         recompute: Recompute | None = None,
     ) -> None:
         self._state = state
@@ -81,7 +84,7 @@ class Auditor:
         known_sound = self._remembered.unchanged(archive) if quick and self._remembered is not None else {}
         facts = read_ledger(archive)
         prover = ObjectProver(archive, lambda digest: str(digest) in known_sound)
-        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known, recompute)
+        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known, documents, recompute)
 
     def resolve(self, text: str) -> tuple[Digest, str | None]:
         """The manifest a person means, and the ref if they named one, by the lines of the ledger and no cache.
@@ -105,7 +108,7 @@ class Auditor:
         return moves[-1].target, name
 
     def audit_target(self, text: str) -> AuditReport:
-        """Audit what a person means; see `resolve`.
+        """Audit what a person means; see `resolve`. A digest that is no manifest's may be that of another document.
 
         Where the ledger is damaged and no longer says where a ref is, the report says that, and names no manifest.
 
@@ -119,7 +122,17 @@ class Auditor:
             if all(line.verdict is not Verdict.FAIL for line in lines):
                 raise
             return AuditReport(manifest=None, lines=tuple(lines))
+        except NotFoundError:
+            if is_ref_name(text):
+                raise
+            return self.audit_document(self._context.archive.resolve(text, kind=Kind.RECORD))
         return self.audit(digest, ref=ref)
+
+    def audit_document(self, digest: Digest) -> AuditReport:
+        """Check one record by itself: a report, a policy, a Convergence Record, an attestation."""
+        lines = [*self._ledger_lines(), *_told("document", digest, lambda: check_document(self._context, digest))]
+        self._remember(lines)
+        return AuditReport(manifest=None, lines=tuple(lines))
 
     def audit_server(self, server: Server, text: str | None = None) -> ServerAudit:
         """Ask a running server what it runs, hold its live weights against the archive, and audit what it runs.
@@ -200,6 +213,7 @@ class Auditor:
             "fit": lambda: check_fit(context, subject),
             "eval": lambda: check_evals(context, subject),
             "tripwire": lambda: check_tripwire(context, subject),
+            "attestation": lambda: check_attestations(context, loaded),
             "approvals": lambda: check_signatures(context, subject),
             "ref": lambda: check_refs(context, subject, ref),
         }

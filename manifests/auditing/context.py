@@ -11,12 +11,18 @@ from manifests.auditing.ledger_facts import LedgerFacts
 from manifests.auditing.lines import AuditLine
 from manifests.auditing.live_weights import Recompute
 from manifests.auditing.objects import ObjectProver
+from manifests.document import Document
 from manifests.repository import Repository
 from manifests.schema import Manifest
 from manifests.signing.keys import PublicKey
 
 FitCheck: TypeAlias = Callable[[Archive, Digest, Digest], str | None]
 """(archive, adapter tree, base tree) -> what does not fit, or None when everything does."""
+
+DocumentCheck: TypeAlias = Callable[[Archive, Document, Mapping[str, int]], str | None]
+"""(archive, document, record -> event that told of it first) -> what is wrong with what it claims, or None.
+
+For kinds of higher floors, and for what those know of ours."""
 
 Lines: TypeAlias = Iterator[AuditLine]
 
@@ -33,6 +39,7 @@ class Context:
         fit: whether an adapter's tensors fit a base; None where nobody can tell.
         tied: names of tensors that a base may leave out of its files, and the tensor each is another name of.
         known: public keys of the auditor's own.
+        documents: what is wrong with what a document claims; None where nobody can tell.
         recompute: what a model's live tensors must hash to; None where nobody can tell.
         base_sets: tensor sets a base may have in memory, found so far.
     """
@@ -44,6 +51,7 @@ class Context:
     fit: FitCheck | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[Digest, PublicKey] = field(default_factory=dict)
+    documents: DocumentCheck | None = None
     recompute: Recompute | None = None
     base_sets: dict[Digest, list[Digest]] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ def check_evals(context: Context, subject: Subject) -> Lines:
         name = f"{summary.suite} {summary.metric}"
         try:
             report = context.repository.load_record(summary.report, EvalReport)
-            problem = _eval_problem(summary, report, subject.manifest.assembly) or _items_problem(context, report)
+            problem = _eval_problem(summary, report, subject.manifest.assembly) or items_problem(context, report)
         except (CsfError, ManifestError) as error:
             problem = f"the report cannot be read: {error}"
         if problem:
@@ -49,7 +49,8 @@ def _eval_problem(summary: EvalSummary, report: EvalReport, assembly: Assembly) 
     return None
 
 
-def _items_problem(context: Context, report: EvalReport) -> str | None:
+def items_problem(context: Context, report: EvalReport) -> str | None:
+    """Why a report's items do not give its score, or None; None too where it keeps no items."""
     if report.items is None:
         return None
     items = read_items(context.archive.get_bytes(report.items))
@@ -69,9 +70,7 @@ def check_tripwire(context: Context, subject: Subject) -> Lines:
         return
     try:
         report = context.repository.load_record(wire.report, TripwireReport)
-        problem = _wire_problem(subject, report) or _policy_problem(context, wire.report, report)
-        for measure in report.measures:
-            problem = problem or _measure_problem(context, wire.report, report, measure)
+        problem = _wire_problem(subject, report) or wire_report_problem(context, wire.report, report)
     except (CsfError, ManifestError) as error:
         problem = f"its report cannot be read: {error}"
     if problem:
@@ -82,6 +81,28 @@ def check_tripwire(context: Context, subject: Subject) -> Lines:
     else:
         text = f"clear by policy {report.policy.short}, which was fixed before the run; judged again"
         yield AuditLine("tripwire", Verdict.PASS, wire.report, text)
+    if problem is None and report.detail is not None:
+        yield _guard_line(context, report, report.detail)
+
+
+def _guard_line(context: Context, report: TripwireReport, detail: Digest) -> AuditLine:
+    if context.documents is None:
+        return AuditLine("guard", Verdict.UNKNOWN, detail, "the full report behind the tripwire's was not checked")
+    problem = context.documents(context.archive, report, context.facts.evidence)
+    text = problem or "the full report gives the same numbers and, by its own policy, the same verdict"
+    return AuditLine("guard", Verdict.FAIL if problem else Verdict.PASS, detail, text)
+
+
+def wire_report_problem(context: Context, digest: Digest, report: TripwireReport) -> str | None:
+    """Why a tripwire report does not follow from its policy and what was measured, or None.
+
+    Raises:
+        ManifestError, csf_store.CsfError: when something that it names cannot be read.
+    """
+    problem = _policy_problem(context, digest, report)
+    for measure in report.measures:
+        problem = problem or _measure_problem(context, digest, report, measure)
+    return problem
 
 
 def _wire_problem(subject: Subject, report: TripwireReport) -> str | None:
@@ -128,7 +149,7 @@ def _measure_problem(context: Context, digest: Digest, report: TripwireReport, m
             return f"{measure.title} is taken from report {source}, which measured something else"
         if found.result.score != value:
             return f"{measure.title} is {value} here and {found.result.score} in report {source}"
-        if problem := _items_problem(context, found):
+        if problem := items_problem(context, found):
             return f"{measure.title}: {problem}"
     return next(_order_problems(context, digest, report, measure), None)
 

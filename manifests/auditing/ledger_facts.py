@@ -23,6 +23,7 @@ class LedgerFacts:
         book: who was trusted when.
         moves: every move of every ref.
         evidence: record -> number of the event that first told of it.
+        attestations: assembly -> the attestations of it that were kept.
         signed: envelope -> number of the event that brought it in.
         manifests: manifest -> number of the event that first pinned it.
         checkpoint: size and root of what was read.
@@ -34,6 +35,7 @@ class LedgerFacts:
     book: TrustBook = field(default_factory=TrustBook)
     moves: dict[str, list[RefMove]] = field(default_factory=dict)
     evidence: dict[str, int] = field(default_factory=dict)
+    attestations: dict[str, list[Digest]] = field(default_factory=dict)
     signed: dict[str, int] = field(default_factory=dict)
     manifests: dict[str, int] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
@@ -46,7 +48,9 @@ class LedgerFacts:
         self.book.take(entry)
         fields = entry.fields
         if entry.event == "evidence":
-            self.evidence.setdefault(str(fields.get("record")), entry.seq)
+            record = str(fields.get("record"))
+            if self.evidence.setdefault(record, entry.seq) == entry.seq and fields.get("kind") == "attestation":
+                self.attestations.setdefault(str(fields.get("assembly")), []).append(Digest.parse(record))
         elif entry.event == SIGNED:
             self.signed.setdefault(str(fields.get("envelope")), entry.seq)
         elif entry.event == "pin" and fields.get("kind") == Kind.MANIFEST:

@@ -155,6 +155,8 @@ def _gate(context: Context, digest: Digest, training: TrainingRecord) -> Lines:
     if unseen or strange:
         text = f"record {unseen[0]}" if unseen else f"data set {strange[0]}"
         yield AuditLine("gate", Verdict.FAIL, training.gate, f"{text} was trained on and not let in by the gate")
+    elif context.documents and (problem := context.documents(context.archive, report, context.facts.evidence)):
+        yield AuditLine("gate", Verdict.FAIL, training.gate, problem)
     else:
         text = f"{len(report.accepted)} records let in, {len(report.rejected)} kept out by {report.gate}"
         yield AuditLine("gate", Verdict.PASS, training.gate, text)

@@ -12,6 +12,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from adapters import (
+    Claim,
+    Confidence,
+    Contrast,
+    ConvergenceRecord,
+    Evidence,
+    FamilyLoss,
+    GuardPolicy,
+    GuardReport,
+    RecordSource,
+    ReferenceModel,
+    SignalRule,
+    SignalShift,
+    Standing,
+    conclude,
+)
 from csf_store import Digest
 from manifests import (
     AcceptedRecord,
@@ -229,6 +245,10 @@ def evidence(assembly: Assembly, recipe: Recipe) -> dict[str, Document]:
         "tripwire-report-tripped": report.revised(
             incumbent=None, measures=clear[2:], tripped=("sentinel pass@1", "prose bits_per_byte"), status="tripped"
         ),
+        "tripwire-report-detail": report.revised(detail=guard_report().digest),
+        "guard-policy": guard_policy(),
+        "guard-report": guard_report(),
+        "convergence-record": convergence_record(),
         "source-gate-report": gate,
         "approval": approval,
         "approval-first": Approval(ref="prod", assembly=assembly.digest, ledger=began),
@@ -239,6 +259,50 @@ def evidence(assembly: Assembly, recipe: Recipe) -> dict[str, Document]:
         "model-registry-empty": RegistryDocument(),
         "deliberation": deliberation(),
     }
+
+
+def guard_policy() -> GuardPolicy:
+    return GuardPolicy(
+        name="weekly/1",
+        sentinel=d("sentinel"),
+        fresh_suite="basics",
+        signals=(SignalRule(name="length", harm="either", tolerance=0.25, relative=True, noise=0.5),),
+    )
+
+
+def guard_report() -> GuardReport:
+    policy = guard_policy()
+    even = Contrast(800, 40, 0.0, 0.01, 0.5, 0.5, 0.0001)
+    better = Contrast(800, 40, 0.125, 0.015625, 0.9999, 0.0001, 0.0001)
+    loss = FamilyLoss("lists", 2, 2, 30, 0.7)
+    shift = SignalShift("length", 20.0, 20.125, 0.1, 0.1, -0.1, 0.3, 5.0)
+
+    def standing(name: str) -> Standing:
+        return Standing(name, better, even, loss, 0, 0.75, (-0.125, 0.0625), (shift,))
+
+    standings = tuple(standing(name) for name in policy.references)
+    return GuardReport(
+        policy=policy.digest,
+        assembly=d("assembly"),
+        recipe=d("recipe"),
+        draw="week-31",
+        commitment=d("sealed"),
+        references=tuple(ReferenceModel(name=name, assembly=d(name)) for name in policy.references),
+        look=3,
+        standings=standings,
+        judgement=conclude(policy, standings),
+    )
+
+
+def convergence_record() -> ConvergenceRecord:
+    return ConvergenceRecord(
+        claim=Claim(suite="basics", task="reverse a list", prompt="def turned(x):\n", answer="    return x[::-1]\n"),
+        evidence=Evidence(ground="tests-passed", check=d("hidden tests"), checker="sandbox/1"),
+        confidence=Confidence(passed=12, total=12),
+        source=RecordSource(
+            kind="model", name="nano/main", licence="Apache-2.0", assembly=d("assembly"), recipe=d("recipe"), seed=7
+        ),
+    )
 
 
 def parity_report() -> ParityReport:

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from manifest_house import SOURCE, House
 
+import adapters  # noqa: F401 - its kinds are among KINDS
 from csf_store import Digest, Kind
 from manifests import (
     KINDS,
@@ -19,12 +20,14 @@ from manifests import (
     Assembly,
     Attestation,
     Difference,
+    Document,
     EvalReport,
     EvalSummary,
     InvalidDocumentError,
     InvalidNameError,
     Manifest,
     ManifestQuery,
+    NotCanonicalError,
     NotFoundError,
     Recipe,
     RejectedRecord,
@@ -42,6 +45,7 @@ from manifests import (
     load_any,
     parse_canonical,
     read_any,
+    register_kind,
 )
 from manifests.migrations import STEPS
 
@@ -167,8 +171,32 @@ def test_golden_documents_fit_the_exported_schemas(name: str) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(document)
     assert not validator.is_valid({**document, "surprise": 1})
+    optional = KINDS[document["kind"]].OPTIONAL
     for key in document:
-        assert not validator.is_valid({k: v for k, v in document.items() if k != key}), f"{key} may be left out"
+        without = {k: v for k, v in document.items() if k != key}
+        assert validator.is_valid(without) == (key in optional), f"{key} may be left out, or must not"
+        assert not (key in optional and validator.is_valid({**document, key: None})), f"{key} may be null"
+
+
+def test_an_optional_field_is_written_only_where_it_says_something() -> None:
+    clear = (GOLDEN / "tripwire-report-clear.v1.json").read_bytes()
+    report = TripwireReport.from_bytes(clear)
+    assert report.detail is None and report.to_bytes() == clear and b"detail" not in clear
+    told = report.revised(detail=OTHER)
+    assert told.digest != report.digest and OTHER in told.links()
+    assert TripwireReport.from_bytes(told.to_bytes()) == told
+    spelled = clear.replace(b'"began"', b'"began"', 1).replace(b',"incumbent"', b',"detail":null,"incumbent"', 1)
+    with pytest.raises(NotCanonicalError, match="one form"):
+        TripwireReport.from_bytes(spelled)
+
+
+def test_a_kind_has_one_model() -> None:
+    class Impostor(Document):
+        kind: Literal["eval-report"] = "eval-report"
+
+    with pytest.raises(InvalidDocumentError, match="two models of the document kind 'eval-report'"):
+        register_kind(Impostor)
+    assert KINDS["eval-report"] is EvalReport and register_kind(EvalReport) is EvalReport
 
 
 def test_kinds_by_name() -> None:

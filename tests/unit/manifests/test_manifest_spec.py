@@ -11,6 +11,7 @@ import pytest
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import adapters  # noqa: F401 - its kinds are among KINDS
 from csf_store import Digest
 from manifests import (
     KINDS,

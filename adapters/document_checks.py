@@ -1,0 +1,108 @@
+"""What an audit asks of the guard's and the source gate's own documents, one floor above the audit that asks.
+
+The audit proves that bytes are canonical, well-formed and where the ledger says. What a document of this floor *means*
+is known here: that a verdict follows from its numbers, that a policy was there before the run, that what trained stood
+on a ground that may train. `document_problem` is passed to `manifests.Auditor`, as `fit_problem` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from adapters.errors import AdapterError
+from adapters.guard_report import GuardReport, recheck
+from adapters.records import ConvergenceRecord
+from adapters.tripwire_documents import tripwire_evidence, tripwire_policy
+from adapters.tripwire_policy import GuardPolicy
+from csf_store import Archive, Checkpoint, CsfError, Digest, Kind
+from manifests import Document, ManifestError, SourceGateReport, TripwireReport
+
+D = TypeVar("D", bound=Document)
+
+
+def document_problem(archive: Archive, document: Document, told: Mapping[str, int]) -> str | None:
+    """What is wrong with a document that the audit has found well-formed, or None.
+
+    Args:
+        archive: where it and what it names are.
+        document: of any kind; those that nothing is known about here have no problem.
+        told: record -> number of the ledger's event that first told of it.
+    """
+    try:
+        if isinstance(document, TripwireReport) and document.detail is not None:
+            return next(_detail_problems(archive, document, document.detail, told), None)
+        if isinstance(document, GuardReport):
+            return next(_report_problems(archive, document, told), None)
+        if isinstance(document, SourceGateReport):
+            return next(_gate_problems(archive, document), None)
+    except (CsfError, ManifestError, AdapterError) as error:
+        return str(error)
+    return None
+
+
+def _report_problems(archive: Archive, report: GuardReport, told: Mapping[str, int]) -> Iterator[str]:
+    policy = _read(archive, report.policy, GuardPolicy)
+    try:
+        recheck(policy, report)
+    except AdapterError as error:
+        yield f"guard report {report.digest}: {error}"
+    if sorted(each.reference for each in report.standings) != sorted(each.name for each in report.references):
+        yield f"guard report {report.digest} has numbers against others than the references it names"
+    written, arrived = told.get(str(report.policy)), told.get(str(report.digest))
+    if arrived is None:
+        yield f"the ledger never heard of guard report {report.digest}"
+    elif written is None or written > arrived:
+        when = f"by event {written}" if written is not None else "never in the ledger"
+        yield f"guard policy {report.policy} was written {when}, after its report (event {arrived})"
+
+
+def _detail_problems(archive: Archive, wire: TripwireReport, detail: Digest, told: Mapping[str, int]) -> Iterator[str]:
+    """The simple report says what the full one says, of the same run."""
+    report = _read(archive, detail, GuardReport)
+    if (report.assembly, report.recipe) != (wire.assembly, wire.recipe):
+        yield f"guard report {detail} is of assembly {report.assembly} with recipe {report.recipe}"
+    yield from _report_problems(archive, report, told)
+    policy = _read(archive, report.policy, GuardPolicy)
+    began, written, arrived = Checkpoint.parse(wire.began).size, told.get(str(report.policy)), told.get(str(detail))
+    if written is None or written >= began:
+        yield f"guard policy {report.policy} was written by event {written}, after the run began at event {began}"
+    if arrived is None or arrived < began:
+        yield f"guard report {detail} came by event {arrived}, before its run began at event {began}"
+    if tripwire_policy(policy, commitment=report.commitment).digest != wire.policy:
+        yield f"policy {wire.policy} is not what guard policy {report.policy} comes to on draw {report.commitment}"
+    again = tripwire_evidence(policy, report, incumbent=wire.incumbent, began=wire.began)
+    if again is None:
+        yield f"guard report {detail} says {report.judgement.verdict}, which is neither clear nor tripped"
+    elif again.report != wire:
+        wrong = {each.title for each in again.report.measures} ^ {each.title for each in wire.measures}
+        wrong |= {each.title for each in set(wire.measures) - set(again.report.measures)}
+        yield f"guard report {detail} gives other numbers than this report, for {', '.join(sorted(wrong)[:4])}"
+
+
+def _gate_problems(archive: Archive, report: SourceGateReport) -> Iterator[str]:
+    """Everything that was let in is a record that stands on what the gate says it stands on."""
+    for accepted in report.accepted:
+        record = _read(archive, accepted.record, ConvergenceRecord)
+        ground = record.evidence.training_ground
+        if ground is None:
+            yield f"record {accepted.record} stands on {record.evidence.ground!r}, which may never train"
+        elif (ground, record.evidence.check) != (accepted.ground, accepted.evidence):
+            yield (
+                f"record {accepted.record} stands on {ground!r} by {record.evidence.check}, and was let in for"
+                f" {accepted.ground!r} by {accepted.evidence}"
+            )
+        elif record.evidence.scorer is not None:
+            yield f"record {accepted.record} was scored by model {record.evidence.scorer}, which is no ground"
+        elif not record.confidence.complete:
+            passed, total = record.confidence.passed, record.confidence.total
+            yield f"record {accepted.record} was let in with {passed} of {total} checks passed"
+
+
+def _read(archive: Archive, digest: Digest, model: type[D]) -> D:
+    """A record of one kind.
+
+    Raises:
+        ManifestError, CsfError: it is not there, or is none.
+    """
+    return model.from_bytes(archive.get_bytes(digest, kind=Kind.RECORD))
