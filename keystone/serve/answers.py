@@ -30,7 +30,7 @@ class Answer:
         self._limit = limit
         self._guide = None if request.grammar is None else request.grammar.guide()
         self._sampler = Sampler(request.sampling, choice, request.prompt)
-        self._text = Detokeniser(tokenizer)
+        self._text = Detokeniser(tokenizer, request.marks)
         self._stops = StopFilter(request.stops)
         self._scores: deque[tuple[int, TokenScore]] = deque()
         self._decoded = 0

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import Request
 
 from keystone.serve.errors import BadRequestError, BodyTooLargeError, SlowBodyError, UnsupportedValueError
@@ -23,6 +23,12 @@ class RequestFields(BaseModel):
     """A request's fields; those it does not know are kept for `refuse_unknown`."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Null is "not given", in parts of a request as in the whole."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -58,9 +64,8 @@ def parse(model: type[M], body: bytes) -> M:
         raise BadRequestError(f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadRequestError("the body is not a JSON object")
-    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return model.model_validate(given)
+        return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -5,16 +5,17 @@ listener that fails counts as gone.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from keystone.serve.call_reader import ToolCall
 from keystone.serve.errors import ServeError
 from keystone.serve.grammar import Grammar
 from keystone.serve.prefixes import Variant
 from keystone.serve.sampling import Sampling, TokenScore
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class GenerationRequest:
         client: who asks; clients take turns in the queue.
         ignore_end: whether end tokens are tokens like others; for measurements.
         grammar: what each answer may say; None for anything.
+        marks: special tokens that belong to an answer's text, which has none otherwise.
     """
 
     prompt: tuple[int, ...]
@@ -42,15 +44,17 @@ class GenerationRequest:
     client: str = ""
     ignore_end: bool = False
     grammar: Grammar | None = None
+    marks: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """More text of one answer; `scores` are of the tokens whose text is sent by now."""
+    """More of one answer: text, and calls that are whole; `scores` are of the tokens whose text is sent by now."""
 
     choice: int
     text: str
     scores: tuple[TokenScore, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,35 @@
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from csf_store import Digest
-from keystone.serve.chat import ChatPrompt, Message, chat_prompt, text_ids
+from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of
+from keystone.serve.call_reader import ToolCall
+from keystone.serve.chat import ChatPrompt, Conversation, Message, chat_prompt, text_ids
 from keystone.serve.errors import BadRequestError, ServeError, UnsupportedValueError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest
-from keystone.serve.host import Host, Lease, ModelName, Served
-from keystone.serve.ollama_fields import ChatFields, GenerateFields, ModelFields, OllamaFields, keep_seconds
-from keystone.serve.openai import MANIFEST_HEADER, client_of, leased
+from keystone.serve.grammar import Grammar
+from keystone.serve.host import Host, Lease
+from keystone.serve.ollama_fields import (
+    ChatFields,
+    GenerateFields,
+    ModelFields,
+    OllamaFields,
+    conversation,
+    keep_seconds,
+)
+from keystone.serve.ollama_models import Json, loaded, now, shown, tag
 from keystone.serve.sampling import TokenScore
 from keystone.serve.streams import AnswerStream, EventResponse, while_connected
 from keystone.serve.text import REPLACEMENT, decode
-from manifests import Manifest
 
-Json = dict[str, Any]
+_Shape = Callable[[str, Sequence[ToolCall]], Json]
 _NANO = 1_000_000_000
 _WRITING = ("pull", "push", "create", "copy", "delete", "embed", "embeddings")
 
@@ -48,18 +54,18 @@ def ollama_routes(host: Host) -> APIRouter:
     @routes.get("/api/tags")
     async def tags() -> Response:
         lines = await asyncio.to_thread(host.names)
-        return JSONResponse({"models": [_tag(host, line) for line in lines]})
+        return JSONResponse({"models": [tag(host, line) for line in lines]})
 
     @routes.get("/api/ps")
     async def running() -> Response:
         names = {line.digest: line.name for line in reversed(await asyncio.to_thread(host.names))}
-        return JSONResponse({"models": [_loaded(host, served, names) for served in host.loaded()]})
+        return JSONResponse({"models": [loaded(host, served, names) for served in host.loaded()]})
 
     @routes.post("/api/show")
     async def show(request: Request) -> Response:
         fields = parse(ModelFields, await read_body(request, host.limits.body_bytes))
         with await leased(host, fields.wanted) as lease:
-            return JSONResponse(_shown(lease), headers={MANIFEST_HEADER: lease.fingerprint})
+            return JSONResponse(shown(lease), headers={MANIFEST_HEADER: lease.fingerprint})
 
     @routes.post("/api/generate")
     async def generate(request: Request) -> Response:
@@ -70,12 +76,14 @@ def ollama_routes(host: Host) -> APIRouter:
     @routes.post("/api/chat")
     async def chat(request: Request) -> Response:
         fields = parse(ChatFields, await read_body(request, host.limits.body_bytes))
-        messages = [message.plain(number) for number, message in enumerate(fields.messages)]
+        said = conversation(fields.messages, fields.tools)
+        if fields.tools and fields.format:
+            raise UnsupportedValueError("format: with tools, only one of both can hold", parameter="format")
 
         def prompt(lease: Lease) -> ChatPrompt:
-            return chat_prompt(lease.engine.tokenizer, messages)
+            return chat_prompt(lease.engine.tokenizer, said)
 
-        return await _answer(host, request, fields, prompt_of=prompt if messages else None, shape=_said)
+        return await _answer(host, request, fields, prompt_of=prompt if fields.messages else None, shape=_said)
 
     for name in _WRITING:
         methods = ["DELETE"] if name == "delete" else ["POST"]
@@ -100,17 +108,20 @@ def _generate_prompt(fields: GenerateFields) -> Callable[[Lease], ChatPrompt]:
                 raise BadRequestError("system has no place in a raw prompt", parameter="system")
             return ChatPrompt(text_ids(tokenizer, fields.prompt))
         system = [Message("system", fields.system)] if fields.system else []
-        return chat_prompt(tokenizer, [*system, Message("user", fields.prompt)])
+        return chat_prompt(tokenizer, Conversation([*system, Message("user", fields.prompt)]))
 
     return prompt
 
 
-def _generated(text: str) -> Json:
+def _generated(text: str, _: Sequence[ToolCall]) -> Json:
     return {"response": text}
 
 
-def _said(text: str) -> Json:
-    return {"message": {"role": "assistant", "content": text}}
+def _said(text: str, calls: Sequence[ToolCall]) -> Json:
+    message: Json = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+    return {"message": message}
 
 
 async def _answer(
@@ -119,7 +130,7 @@ async def _answer(
     fields: OllamaFields,
     *,
     prompt_of: Callable[[Lease], ChatPrompt] | None,
-    shape: Callable[[str], Json],
+    shape: _Shape,
 ) -> Response:
     """Answer, or only load or unload where there is no prompt."""
     keep = None if fields.keep_alive is None else keep_seconds(fields.keep_alive)
@@ -129,14 +140,16 @@ async def _answer(
         fields.check(engine.config.max_position_embeddings)
         if keep is not None:
             host.keep(stream.lease.served, keep)
-        head = {"model": fields.model, "created_at": _now(), "manifest": stream.lease.fingerprint}
+        head = {"model": fields.model, "created_at": now(), "manifest": stream.lease.fingerprint}
         headers = {MANIFEST_HEADER: stream.lease.fingerprint}
         if prompt_of is None:
             stream.close()
             return JSONResponse(
-                {**head, **shape(""), "done": True, "done_reason": "unload" if keep == 0 else "load"}, headers=headers
+                {**head, **shape("", ()), "done": True, "done_reason": "unload" if keep == 0 else "load"},
+                headers=headers,
             )
         prompt = await asyncio.to_thread(prompt_of, stream.lease)
+        stream.box = prompt.box
         limit = fields.options.most_tokens
         if fields.options.num_ctx is not None:
             room = fields.options.num_ctx - len(prompt.ids)
@@ -153,7 +166,8 @@ async def _answer(
                 fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
                 variant=stream.lease.served.variant,
                 client=client_of(request),
-                grammar=await asyncio.to_thread(fields.grammar, engine.grammars),
+                grammar=await asyncio.to_thread(_grammar, stream, fields),
+                marks=marks_of(prompt.box),
             )
         )
         if fields.stream:
@@ -162,7 +176,7 @@ async def _answer(
         (choice,) = await while_connected(request, asyncio.create_task(stream.collect()))
         body = {
             **head,
-            **shape(choice.text),
+            **shape(choice.text, choice.calls),
             **_scored(stream, fields, choice.scores),
             **_closing(stream, choice.reason, choice.tokens),
         }
@@ -173,16 +187,21 @@ async def _answer(
         raise
 
 
-async def _lines(
-    stream: AnswerStream, fields: OllamaFields, head: Json, shape: Callable[[str], Json]
-) -> AsyncIterator[str]:
+def _grammar(stream: AnswerStream, fields: OllamaFields) -> Grammar | None:
+    grammars = stream.lease.engine.grammars
+    return fields.grammar(grammars) if stream.box is None else stream.box.grammar(grammars)
+
+
+async def _lines(stream: AnswerStream, fields: OllamaFields, head: Json, shape: _Shape) -> AsyncIterator[str]:
     try:
         async for _, event in stream.events():
-            line = {**head, "created_at": _now()}
+            line = {**head, "created_at": now()}
             if isinstance(event, Finished):
-                yield _ndjson({**line, **shape(""), **_closing(stream, event.reason, event.tokens)})
+                yield _ndjson({**line, **shape("", ()), **_closing(stream, event.reason, event.tokens)})
             else:
-                yield _ndjson({**line, **shape(event.text), **_scored(stream, fields, event.scores), "done": False})
+                yield _ndjson(
+                    {**line, **shape(event.text, event.calls), **_scored(stream, fields, event.scores), "done": False}
+                )
     except ServeError as error:
         yield _ndjson(error_body(error))
 
@@ -215,7 +234,7 @@ def _closing(stream: AnswerStream, reason: str, tokens: int) -> Json:
     load = stream.lease.load_seconds
     return {
         "done": True,
-        "done_reason": reason,
+        "done_reason": "length" if reason == "length" else "stop",
         "total_duration": int((finished - timing.submitted + load) * _NANO),
         "load_duration": int(load * _NANO),
         "prompt_eval_count": len(generation.request.prompt),
@@ -223,88 +242,6 @@ def _closing(stream: AnswerStream, reason: str, tokens: int) -> Json:
         "eval_count": tokens,
         "eval_duration": int((finished - first) * _NANO),
     }
-
-
-def _details(manifest: Manifest, family: str, quantization: str, parameters: int) -> Json:
-    parent = manifest.parent
-    return {
-        "parent_model": "" if parent is None else str(parent),
-        "format": "csf",
-        "family": family,
-        "families": [family],
-        "parameter_size": f"{parameters / 1e9:.1f}B" if parameters >= 10**9 else f"{parameters / 1e6:.1f}M",
-        "quantization_level": quantization,
-    }
-
-
-def _size(host: Host, manifest: Manifest) -> int:
-    return sum(entry.size for entry in host.archive.tree(manifest.assembly.base).entries)
-
-
-def _tag(host: Host, line: ModelName) -> Json:
-    quantization = "default" if line.manifest.recipe is None else line.manifest.recipe.quantization
-    size = _size(host, line.manifest)
-    return {
-        "name": line.name,
-        "model": line.name,
-        "modified_at": datetime.fromtimestamp(line.created, UTC).isoformat(),
-        "size": size,
-        "digest": line.digest.hex,
-        "details": {**_details(line.manifest, "keystone_plt", quantization, 0), "parameter_size": ""},
-    }
-
-
-def _loaded(host: Host, served: Served, names: dict[Digest, str]) -> Json:
-    name = names.get(served.digest, str(served.digest))
-    wait = min(served.keep, timedelta(days=365).total_seconds()) if math.isfinite(served.keep) else 0.0
-    recipe = served.base.recipe
-    config = served.base.checkpoint.config
-    parameters = sum(math.prod(info.shape) for info in served.base.checkpoint.tensors.values())
-    size = _size(host, served.manifest)
-    return {
-        "name": name,
-        "model": name,
-        "size": size,
-        "size_vram": 0 if not served.base.engine.on_card else size,
-        "digest": served.digest.hex,
-        "details": _details(served.manifest, config.model_type, recipe.quantization, parameters),
-        "expires_at": (datetime.now(UTC) + timedelta(seconds=wait)).isoformat(),
-        "context_length": config.max_position_embeddings,
-    }
-
-
-def _shown(lease: Lease) -> Json:
-    served = lease.served
-    config, recipe = served.base.checkpoint.config, served.base.recipe
-    parameters = sum(math.prod(info.shape) for info in served.base.checkpoint.tensors.values())
-    family = config.model_type
-    assembly = served.manifest.assembly
-    source = served.manifest.source
-    return {
-        "license": "" if source is None else source.licence,
-        "modelfile": f"# served by keystone\nFROM {served.digest}\n",
-        "parameters": "",
-        "template": served.base.tokenizer.chat_template or "",
-        "details": _details(served.manifest, family, recipe.quantization, parameters),
-        "model_info": {
-            "general.architecture": family,
-            "general.parameter_count": parameters,
-            f"{family}.context_length": config.max_position_embeddings,
-            f"{family}.embedding_length": config.hidden_size,
-            f"{family}.block_count": config.num_hidden_layers,
-            f"{family}.loop_count": config.plt_num_loops,
-            "keystone.manifest": str(served.digest),
-            "keystone.base": str(assembly.base),
-            "keystone.adapters": [str(use.adapter) for use in assembly.adapters],
-            "keystone.recipe": str(recipe.digest),
-        },
-        "capabilities": ["completion"],
-        "modified_at": _now(),
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 _encode: Callable[[Json], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

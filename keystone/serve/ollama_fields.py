@@ -5,16 +5,19 @@ Defaults are output-neutral ones (no repeat penalty, the whole distribution), no
 
 import math
 import re
+from collections import deque
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from keystone.serve.chat import Message
+from keystone.serve.chat import Conversation, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.grammar import Grammar, Grammars
 from keystone.serve.openai_fields import MAX_SEED, MOST_ALTERNATIVES
 from keystone.serve.sampling import Sampling
+from keystone.serve.tool_fields import MOST_TOOLS, CallField, ToolField, Tools, tools_of
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -33,7 +36,6 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "images": ([],),
     "suffix": ("",),
     "think": (False,),
-    "tools": ([],),
     "context": ([],),
     "template": ("",),
 }
@@ -122,20 +124,36 @@ class OllamaMessage(RequestFields):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    tool_calls: list[CallField] = Field(default_factory=list)
+    tool_name: str = ""
+    tool_call_id: str = ""
 
-    def plain(self, number: int) -> Message:
-        """The message as text; images and tools are refused by name."""
+    def check(self, where: str) -> None:
+        """Account for every field; images are refused by name."""
+        refuse_unknown(self, neutral=(), defaults={"images": ([],), "thinking": ("",)}, prefix=where)
+
+
+def conversation(messages: Sequence[OllamaMessage], tools: Sequence[ToolField]) -> Conversation:
+    """The turns so far, and the tools. Calls have no names in this API: results answer them in their order.
+
+    Raises:
+        BadRequestError, UnsupportedValueError: naming the field.
+    """
+    made: list[Message] = []
+    open_calls: deque[str] = deque()
+    for number, message in enumerate(messages):
         where = f"messages.{number}."
-        if self.role == "tool":
-            raise UnsupportedValueError(f"{where}role: this server takes no tool calls", parameter=f"{where}role")
-        usual: dict[str, tuple[Any, ...]] = {
-            "images": ([],),
-            "tool_calls": ([],),
-            "thinking": ("",),
-            "tool_name": ("",),
-        }
-        refuse_unknown(self, neutral=(), defaults=usual, prefix=where)
-        return Message(self.role, self.content)
+        message.check(where)
+        calls = tuple(
+            call.earlier(f"{where}tool_calls.{place}.", f"call{len(made) * MOST_TOOLS + place:05d}")
+            for place, call in enumerate(message.tool_calls)
+        )
+        open_calls += [call.key for call in calls]
+        answers = message.tool_call_id
+        if message.role == "tool" and not answers:
+            answers = open_calls.popleft() if open_calls else ""
+        made.append(Message(message.role, message.content, calls, answers, message.tool_name))
+    return Conversation(made, tools_of(tools))
 
 
 class OllamaFields(RequestFields):
@@ -179,6 +197,7 @@ class ChatFields(OllamaFields):
     """`POST /api/chat`; without messages it only loads or unloads."""
 
     messages: list[OllamaMessage] = Field(default_factory=list)
+    tools: Tools = Field(default_factory=list)
 
 
 class GenerateFields(OllamaFields):

@@ -5,14 +5,13 @@
 
 import asyncio
 import json
-import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of
 from keystone.serve.chat import chat_prompt, text_ids
 from keystone.serve.errors import BadRequestError, ServeError
 from keystone.serve.fields import parse, read_body
@@ -20,29 +19,13 @@ from keystone.serve.generation import Finished, GenerationRequest
 from keystone.serve.grammar import Grammar
 from keystone.serve.host import Host, Lease, ModelName
 from keystone.serve.openai_fields import ChatFields, CommonFields, CompletionFields
-from keystone.serve.sampling import TokenScore
-from keystone.serve.streams import AnswerStream, Choice, EventResponse, while_connected
-from keystone.serve.text import REPLACEMENT, Decoder, decode
-
-MANIFEST_HEADER = "X-Keystone-Manifest"
-Json = dict[str, Any]
+from keystone.serve.openai_shapes import ChatShape, Json, Shape, TextShape
+from keystone.serve.streams import AnswerStream, EventResponse, while_connected
 
 
 def error_body(error: ServeError) -> Json:
     """An error in OpenAI's shape."""
     return {"error": {"message": str(error), "type": error.kind, "param": error.parameter, "code": error.code}}
-
-
-def client_of(request: Request) -> str:
-    """Who asks: the name of the token, else the address."""
-    known = request.scope.get("keystone.client")
-    return known if isinstance(known, str) else (request.client.host if request.client else "")
-
-
-async def leased(host: Host, name: str) -> Lease:
-    """A lease on a model; loading, where it is needed, does not hold up other requests."""
-    found = host.lease_loaded(name)
-    return await asyncio.to_thread(host.lease, name) if found is None else found
 
 
 def openai_routes(host: Host) -> APIRouter:
@@ -64,11 +47,12 @@ def openai_routes(host: Host) -> APIRouter:
     async def chat(request: Request) -> Response:
         fields = parse(ChatFields, await read_body(request, host.limits.body_bytes))
         fields.check()
-        messages = [message.plain(number) for number, message in enumerate(fields.messages)]
+        conversation = fields.conversation()
         stream = AnswerStream(await leased(host, fields.model))
         try:
             tokenizer = stream.lease.engine.tokenizer
-            prompt = await asyncio.to_thread(chat_prompt, tokenizer, messages)
+            prompt = await asyncio.to_thread(chat_prompt, tokenizer, conversation)
+            stream.box = prompt.box
             made = GenerationRequest(
                 prompt.ids,
                 fields.most_tokens,
@@ -77,10 +61,11 @@ def openai_routes(host: Host) -> APIRouter:
                 fields.n,
                 stream.lease.served.variant,
                 client_of(request),
-                grammar=await asyncio.to_thread(_grammar, stream.lease, fields),
+                grammar=await asyncio.to_thread(_grammar, stream, fields),
+                marks=marks_of(prompt.box),
             )
             stream.submit(made)
-            return await _respond(request, stream, fields, _ChatShape(stream, fields))
+            return await _respond(request, stream, fields, ChatShape(stream, fields))
         except BaseException:
             stream.close()
             raise
@@ -111,7 +96,7 @@ def openai_routes(host: Host) -> APIRouter:
                         client_of(request),
                     )
                 )
-            return await _respond(request, stream, fields, _TextShape(stream, fields, prompts))
+            return await _respond(request, stream, fields, TextShape(stream, fields, prompts))
         except BaseException:
             stream.close()
             raise
@@ -138,8 +123,11 @@ def _sampling(stream: AnswerStream, fields: CommonFields, *, scores: bool, alter
     return fields.sampling(vocabulary=vocabulary, scores=scores, alternatives=alternatives)
 
 
-def _grammar(lease: Lease, fields: ChatFields) -> Grammar | None:
-    return None if fields.response_format is None else fields.response_format.grammar(lease.engine.grammars)
+def _grammar(stream: AnswerStream, fields: ChatFields) -> Grammar | None:
+    grammars = stream.lease.engine.grammars
+    if stream.box is not None:
+        return stream.box.grammar(grammars)
+    return None if fields.response_format is None else fields.response_format.grammar(grammars)
 
 
 def _prompt_ids(lease: Lease, prompt: str | list[int]) -> tuple[int, ...]:
@@ -152,138 +140,7 @@ def _prompt_ids(lease: Lease, prompt: str | list[int]) -> tuple[int, ...]:
     return tuple(prompt)
 
 
-class _Shape:
-    """How one kind of completion is written down; the two differ in names and nesting."""
-
-    def __init__(self, stream: AnswerStream, fields: CommonFields, kind: str, prefix: str) -> None:
-        self.stream = stream
-        self.fields = fields
-        self.kind = kind
-        self.tokenizer: Decoder = stream.lease.engine.tokenizer
-        self.head: Json = {
-            "id": f"{prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": fields.model,
-            "system_fingerprint": stream.lease.fingerprint,
-        }
-
-    def whole(self, number: int, choice: Choice) -> Json:
-        raise NotImplementedError
-
-    def opening(self, number: int) -> Json | None:
-        raise NotImplementedError
-
-    def piece(self, number: int, text: str, scores: Sequence[TokenScore]) -> Json:
-        raise NotImplementedError
-
-    def ending(self, number: int, reason: str) -> Json:
-        raise NotImplementedError
-
-    def usage(self, completion_tokens: int) -> Json:
-        prompt = self.stream.prompt_tokens
-        reused = sum(generation.timing.reused for generation in self.stream.generations)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": reused},
-        }
-
-
-class _ChatShape(_Shape):
-    def __init__(self, stream: AnswerStream, fields: ChatFields) -> None:
-        super().__init__(stream, fields, "chat.completion", "chatcmpl")
-        self._scored = fields.logprobs
-
-    def whole(self, number: int, choice: Choice) -> Json:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        scores = self._scores(choice.scores)
-        return {"index": number, "message": message, "logprobs": scores, "finish_reason": choice.reason}
-
-    def opening(self, number: int) -> Json | None:
-        return self._delta(number, {"role": "assistant", "content": "", "refusal": None}, None, None)
-
-    def piece(self, number: int, text: str, scores: Sequence[TokenScore]) -> Json:
-        return self._delta(number, {"content": text}, self._scores(scores), None)
-
-    def ending(self, number: int, reason: str) -> Json:
-        return self._delta(number, {}, None, reason)
-
-    @staticmethod
-    def _delta(number: int, delta: Json, scores: Json | None, reason: str | None) -> Json:
-        return {"index": number, "delta": delta, "logprobs": scores, "finish_reason": reason}
-
-    def _scores(self, scores: Sequence[TokenScore]) -> Json | None:
-        if not self._scored:
-            return None
-        content = []
-        for each in scores:
-            line = self._token(each.token, each.logprob)
-            line["top_logprobs"] = [self._token(token, logprob) for token, logprob in each.alternatives]
-            content.append(line)
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> Json:
-        text = decode(self.tokenizer, [token], special=True)
-        # A token that is part of a character has no text of its own, and its bytes are not known here.
-        return {
-            "token": text,
-            "logprob": max(logprob, -9999.0),
-            "bytes": None if REPLACEMENT in text else list(text.encode()),
-        }
-
-
-class _TextShape(_Shape):
-    def __init__(self, stream: AnswerStream, fields: CompletionFields, prompts: Sequence[str | list[int]]) -> None:
-        super().__init__(stream, fields, "text_completion", "cmpl")
-        self._scored = fields.logprobs is not None
-        self._echo = fields.echo
-        self._prompts = prompts
-        self._choices = fields.n
-        self._written: dict[int, int] = {}
-
-    def whole(self, number: int, choice: Choice) -> Json:
-        line = self.piece(number, choice.text, choice.scores)
-        line["text"] = self._before(number) + choice.text
-        line["finish_reason"] = choice.reason
-        return line
-
-    def opening(self, number: int) -> Json | None:
-        return self.piece(number, self._before(number), ()) if self._echo else None
-
-    def piece(self, number: int, text: str, scores: Sequence[TokenScore]) -> Json:
-        return {"index": number, "text": text, "logprobs": self._scores(number, scores), "finish_reason": None}
-
-    def ending(self, number: int, reason: str) -> Json:
-        return {"index": number, "text": "", "logprobs": None, "finish_reason": reason}
-
-    def _before(self, number: int) -> str:
-        if not self._echo:
-            return ""
-        prompt = self._prompts[number // self._choices]
-        return prompt if isinstance(prompt, str) else decode(self.tokenizer, prompt)
-
-    def _scores(self, number: int, scores: Sequence[TokenScore]) -> Json | None:
-        if not self._scored:
-            return None
-        texts = [decode(self.tokenizer, [each.token], special=True) for each in scores]
-        offsets = []
-        for text in texts:
-            offsets.append(self._written.get(number, 0))
-            self._written[number] = offsets[-1] + len(text)
-        tops = [
-            {decode(self.tokenizer, [token], special=True): logprob for token, logprob in each.alternatives}
-            for each in scores
-        ]
-        return {
-            "tokens": texts,
-            "token_logprobs": [max(each.logprob, -9999.0) for each in scores],
-            "top_logprobs": tops,
-            "text_offset": offsets,
-        }
-
-
-async def _respond(request: Request, stream: AnswerStream, fields: CommonFields, shape: _Shape) -> Response:
+async def _respond(request: Request, stream: AnswerStream, fields: CommonFields, shape: Shape) -> Response:
     headers = {MANIFEST_HEADER: stream.lease.fingerprint}
     if fields.stream:
         lines = _sse(stream, shape, fields)
@@ -299,7 +156,7 @@ async def _respond(request: Request, stream: AnswerStream, fields: CommonFields,
     return JSONResponse(body, headers=headers)
 
 
-async def _sse(stream: AnswerStream, shape: _Shape, fields: CommonFields) -> AsyncIterator[str]:
+async def _sse(stream: AnswerStream, shape: Shape, fields: CommonFields) -> AsyncIterator[str]:
     kind = "chat.completion.chunk" if shape.kind == "chat.completion" else shape.kind
     usage_slot: Json = {"usage": None} if fields.includes_usage else {}
 
@@ -316,7 +173,7 @@ async def _sse(stream: AnswerStream, shape: _Shape, fields: CommonFields) -> Asy
                 tokens += event.tokens
                 yield line(shape.ending(number, event.reason))
             else:
-                yield line(shape.piece(number, event.text, event.scores))
+                yield line(shape.piece(number, event))
     except ServeError as error:
         yield _data(error_body(error))
         return

@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from keystone.serve.chat import Message
+from keystone.serve.chat import Conversation, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.grammar import Grammar, Grammars
 from keystone.serve.sampling import Sampling
+from keystone.serve.tool_fields import CallField, NamedChoice, Tools, tools_of
 
 MAX_SEED = 2**63 - 1
 MOST_ALTERNATIVES = 20
@@ -16,7 +17,6 @@ MOST_ALTERNATIVES = 20
 _NEUTRAL = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -36,8 +36,6 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
 }
 
@@ -169,33 +167,45 @@ class ChatMessage(RequestFields):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] = ""
+    tool_calls: list[CallField] = Field(default_factory=list)
+    tool_call_id: str = ""
+    name: str = ""
 
     def plain(self, number: int) -> Message:
-        """The message as text.
+        """The message as text, with its calls.
 
         Raises:
-            UnsupportedValueError: an image, a tool's result, or another field that cannot be honoured.
+            UnsupportedValueError: an image, or another field that cannot be honoured.
         """
         where = f"messages.{number}."
-        if self.role in ("tool", "function"):
+        if self.role == "function":
             raise UnsupportedValueError(
-                f"{where}role: tool calls are not supported by this server", parameter=f"{where}role"
+                f"{where}role: functions are the past; use tools and the role tool", parameter=f"{where}role"
             )
-        refuse_unknown(
-            self,
-            neutral=(),
-            defaults={"tool_calls": ([],), "refusal": ("",), "annotations": ([],), "name": ("",)},
-            prefix=where,
+        usual: dict[str, tuple[Any, ...]] = {"refusal": ("",), "annotations": ([],), "audio": (), "function_call": ()}
+        refuse_unknown(self, neutral=(), defaults=usual, prefix=where)
+        if self.name and self.role != "tool":
+            raise UnsupportedValueError(
+                f"{where}name: this model does not tell speakers apart", parameter=f"{where}name"
+            )
+        if self.tool_calls and self.role != "assistant":
+            raise BadRequestError(f"{where}tool_calls: only the assistant calls", parameter=f"{where}tool_calls")
+        calls = tuple(
+            call.earlier(f"{where}tool_calls.{place}.", f"call{place:05d}")
+            for place, call in enumerate(self.tool_calls)
         )
         role = "system" if self.role == "developer" else self.role
+        return Message(role, self._text(where), calls, self.tool_call_id, self.name)
+
+    def _text(self, where: str) -> str:
         if isinstance(self.content, str):
-            return Message(role, self.content)
+            return self.content
         for part in self.content:
             if part.type != "text":
                 raise UnsupportedValueError(
                     f"{where}content: this model reads text, not {part.type[:40]!r}", parameter=f"{where}content"
                 )
-        return Message(role, "".join(part.text for part in self.content))
+        return "".join(part.text for part in self.content)
 
 
 class ChatFields(CommonFields):
@@ -204,6 +214,9 @@ class ChatFields(CommonFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools = Field(default_factory=list)
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice = "auto"
+    parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
 
@@ -214,6 +227,33 @@ class ChatFields(CommonFields):
             raise BadRequestError("top_logprobs needs logprobs to be true", parameter="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise BadRequestError("max_tokens and max_completion_tokens differ; give one", parameter="max_tokens")
+
+        if self.tool_choice not in ("none", "auto") and not self.tools:
+            raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if formed and self.tools and self.tool_choice != "none":
+            raise UnsupportedValueError(
+                "response_format: with tools, an answer is held to their schemas only; leave one out",
+                parameter="response_format",
+            )
+
+    def conversation(self) -> Conversation:
+        """The turns so far, and the tools.
+
+        Raises:
+            BadRequestError, UnsupportedValueError: naming the field.
+        """
+        messages = [message.plain(number) for number, message in enumerate(self.messages)]
+        tools = tools_of(self.tools)
+        if self.tool_choice == "none":
+            return Conversation(messages)
+        if not isinstance(self.tool_choice, NamedChoice):
+            must = self.tool_choice == "required"
+            return Conversation(messages, tools, several=self.parallel_tool_calls, must=must)
+        only = self.tool_choice.function.name
+        if all(tool.name != only for tool in tools):
+            raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
+        return Conversation(messages, tools, several=False, must=True, only=only)
 
     @property
     def most_tokens(self) -> int | None:

@@ -5,17 +5,19 @@ order. Whatever way a handler ends, `close` takes its generations back and gives
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from keystone.serve.call_reader import CallReader, ToolCall
 from keystone.serve.generation import Event, Failed, Finished, FinishReason, Generation, GenerationRequest, Piece
 from keystone.serve.host import Lease
 from keystone.serve.sampling import TokenScore
+from keystone.serve.tools import Toolbox
 
 T = TypeVar("T")
 
@@ -25,6 +27,7 @@ class Choice:
     """One complete answer."""
 
     text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     reason: FinishReason = "stop"
     tokens: int = 0
@@ -35,10 +38,14 @@ class AnswerStream:
 
     Args:
         lease: on the model that answers; given up by `close`.
+
+    Attributes:
+        box: the tools that answers may call; None where there are none.
     """
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
+        self.box: Toolbox | None = None
         self.generations: list[Generation] = []
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -74,12 +81,18 @@ class AnswerStream:
             ServeError: a generation failed.
         """
         left = self._open
+        readers = [None if self.box is None else CallReader(self.box) for _ in range(left)]
         while left:
             choice, event = await self._events.get()
             if isinstance(event, Failed):
                 raise event.error
             left -= isinstance(event, Finished)
-            yield choice, event
+            reader = readers[choice]
+            if reader is None:
+                yield choice, event
+                continue
+            for seen in with_calls(reader, event):
+                yield choice, seen
 
     async def collect(self) -> list[Choice]:
         """All answers, complete."""
@@ -90,6 +103,7 @@ class AnswerStream:
                 choice.reason, choice.tokens = event.reason, event.tokens
             else:
                 choice.text += event.text
+                choice.calls += event.calls
                 choice.scores += event.scores
         return choices
 
@@ -98,6 +112,19 @@ class AnswerStream:
         for generation in self.generations:
             generation.cancel()
         self.lease.release()
+
+
+def with_calls(reader: CallReader, event: Piece | Finished) -> Iterator[Piece | Finished]:
+    """The same events, with calls taken out of the text."""
+    if isinstance(event, Piece):
+        text, calls = reader.feed(event.text)
+        if text or calls or event.scores:
+            yield Piece(event.choice, text, event.scores, calls)
+        return
+    text, calls = reader.flush()
+    if text or calls:
+        yield Piece(event.choice, text, (), calls)
+    yield replace(event, reason="tool_calls") if reader.made and event.reason == "stop" else event
 
 
 class EventResponse(StreamingResponse):

@@ -5,7 +5,7 @@ holds such an ending back and sends everything before it. `StopFilter` holds bac
 sends nothing of one that did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
@@ -34,16 +34,25 @@ class Detokeniser:
 
     Two windows overlap: the text of the older one is known and sent, the newer one adds to it. A decoder that treats a
     first token differently (a leading space) does so in both, and it cancels out.
+
+    Args:
+        tokenizer: whose tokens they are.
+        marks: special tokens that are to be seen, with their texts; all others are left out.
     """
 
-    def __init__(self, tokenizer: Decoder) -> None:
+    def __init__(self, tokenizer: Decoder, marks: Mapping[int, str] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._marks = marks or {}
         self._ids: list[int] = []
         self._settled = 0  # how many of `_ids` have all their text sent
         self._shown = 0  # characters of the window's text that were sent
 
     def feed(self, token: int) -> str:
         """The text that one more token makes certain; empty while a character is not whole."""
+        if token in self._marks:
+            before = self.flush()
+            self._ids, self._settled, self._shown = [], 0, 0
+            return before + self._marks[token]
         self._ids.append(token)
         text = decode(self._tokenizer, self._ids)
         held = len(text) - len(text.rstrip(REPLACEMENT))

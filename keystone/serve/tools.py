@@ -1,0 +1,179 @@
+"""Tools: what a client offers, and in which form a model calls them.
+
+Models write calls in the form that their template taught them. Three forms are known, each told by the template's own
+words: Hermes and Qwen put JSON between `<tool_call>` and `</tool_call>`, Mistral a JSON list after `[TOOL_CALLS]`,
+Llama 3 nothing but JSON, maybe after `<|python_tag|>`.
+
+Where a call must hold (it is required, a tool is strict, or there may be only one), the answer follows a grammar, so
+that names and arguments are what the tools say. Else the model is free, and `call_reader` finds what it called.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from keystone.serve.errors import UnsupportedValueError
+from keystone.serve.grammar import Grammar, Grammars, check_schema, with_few_blanks
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the client can run.
+
+    Attributes:
+        name: of the function.
+        parameters: JSON Schema of its arguments.
+        strict: whether its arguments must follow the schema, also when the model is free to call or not.
+        described: what the template is given of it.
+    """
+
+    name: str
+    parameters: Json
+    strict: bool
+    described: Json
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    """How a template's models write calls.
+
+    Attributes:
+        opening: before calls.
+        closing: after each one; None when calls go on to the end of the answer.
+        listed: whether the calls are a JSON list.
+        arguments: the key that holds the arguments.
+        bare: whether JSON at the very beginning is a call, opened or not.
+    """
+
+    opening: str
+    closing: str | None = None
+    listed: bool = False
+    arguments: str = "arguments"
+    bare: bool = False
+
+
+HERMES = ToolForm("<tool_call>", "</tool_call>")
+MISTRAL = ToolForm("[TOOL_CALLS]", listed=True)
+LLAMA = ToolForm("<|python_tag|>", arguments="parameters", bare=True)
+
+
+def template_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A tokenizer's chat template; where it has several, the one for tools."""
+    template: Any = tokenizer.chat_template or ""
+    if isinstance(template, Mapping):
+        template = template.get("tool_use") or template.get("default") or ""
+    return str(template)
+
+
+def takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a model's template shows it the tools at all."""
+    return "tools" in template_text(tokenizer)
+
+
+def form_of(tokenizer: PreTrainedTokenizerFast) -> ToolForm:
+    """The form that a model's template teaches.
+
+    Raises:
+        UnsupportedValueError: the template has no tools, or writes calls in a form that is not known.
+    """
+    template = template_text(tokenizer)
+    if not takes_tools(tokenizer):
+        raise UnsupportedValueError(
+            "tools: this model's chat template has no tools, so it would never see them; leave them out",
+            parameter="tools",
+        )
+    if "<tool_call>" in template and "<function=" not in template:
+        return HERMES
+    if "[TOOL_CALLS]" in template and "[ARGS]" not in template:
+        return MISTRAL
+    if '"parameters"' in template and any(word in template for word in ("<|python_tag|>", "<|eom_id|>", "ipython")):
+        return LLAMA
+    raise UnsupportedValueError(
+        "tools: this model's chat template writes calls in a form that this server does not read", parameter="tools"
+    )
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The tools of one request, in the form of the model that answers it.
+
+    Attributes:
+        tools: those that may be called.
+        form: how calls are written.
+        marks: the tokens of opening and closing, where those are special tokens of the model: they belong to a call,
+            and their text would otherwise be left out of an answer.
+        several: whether an answer may make more than one call.
+        must: whether it has to make one.
+    """
+
+    tools: tuple[Tool, ...]
+    form: ToolForm
+    marks: Mapping[str, int]
+    several: bool
+    must: bool
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerFast, tools: Sequence[Tool], *, several: bool = True, must: bool = False
+    ) -> "Toolbox":
+        """The tools for one model.
+
+        Raises:
+            UnsupportedValueError: it cannot be given tools.
+        """
+        form = form_of(tokenizer)
+        marks = {
+            token.content: number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.special and token.content in (form.opening, form.closing)
+        }
+        return cls(tuple(tools), form, marks, several, must)
+
+    def grammar(self, grammars: Grammars) -> Grammar | None:
+        """What an answer may say; None where the model is free.
+
+        Raises:
+            UnsupportedValueError: a tool's schema has what an answer cannot be held to.
+        """
+        if not self.must and self.several and not any(tool.strict for tool in self.tools):
+            return None
+        for number, tool in enumerate(self.tools):
+            check_schema(tool.parameters, where=f"tools.{number}.function.parameters")
+        return grammars.lark("\n".join([self._start(), *self._calls()]), parameter="tools")
+
+    def _start(self) -> str:
+        """The rules for a whole answer, in llguidance's Lark notation."""
+        form, opening = self.form, self._mark(self.form.opening)
+        if form.bare:
+            # One object and no opening: the form that functions of the client are taught in.
+            return "start: call" if self.must else "start: call | TEXT\nTEXT: /([^{\\s](.|\\n)*)?/"
+        if form.closing is None:
+            more = '(", " call)*' if self.several else ""
+            body, joint = f'"[" call {more} "]"', None
+        else:
+            body, joint = f'"\\n" call "\\n" {self._mark(form.closing)}', r'"\n"'
+        again = self.several and joint is not None
+        if self.must:
+            more = f" ({joint} tagged)*" if again else ""
+            return f"start: tagged{more}\ntagged: {opening} {body}"
+        # The text before a call ends where the opening is complete, which only a lazy rule can say of plain text.
+        lazy = "" if form.opening in self.marks else "[lazy]"
+        start = "tagged* TEXT" if again else "tagged | TEXT"
+        return f"start: {start}\ntagged: head {body}\nhead{lazy}: TEXT {opening}\nTEXT: /(.|\\n)*/"
+
+    def _calls(self) -> list[str]:
+        rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(self.tools)))]
+        for number, tool in enumerate(self.tools):
+            before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": ')
+            rules.append(f'call_{number}: {before} arguments_{number} "}}"')
+            rules.append(f"arguments_{number}: %json {json.dumps(with_few_blanks(tool.parameters))}")
+        return rules
+
+    def _mark(self, text: str) -> str:
+        token = self.marks.get(text)
+        return json.dumps(text) if token is None else f"<[{token}]>"
