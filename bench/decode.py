@@ -128,7 +128,7 @@ def main(
     torch.manual_seed(0)
     looped = random_model(shape, layers, 2, device)
     layer_bytes = sum(parameter.nbytes for parameter in looped.model.layers.parameters())
-    quantize(looped, recipe_for(looped, quantization))
+    quantize(looped, recipe_for(looped, quantization, device=torch.device(device)))
     single = without_loops(looped, shape, layers)
     variants = [
         Variant("one loop", single, "parallel"),

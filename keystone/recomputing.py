@@ -9,17 +9,20 @@ that many nonces cost one build.
 from collections.abc import Iterator
 from importlib.metadata import version
 
+import torch
 from torch import Tensor
 
 from csf_store import Archive, Digest
 from keystone.attestation import attest_each, attest_tensors, expected_model, live_tensors
 from keystone.checkpoints import BaseCheckpoint
 from keystone.errors import KeystoneError
-from keystone.quantize import SCHEMES, recipe_for
+from keystone.quantize import SCHEMES, int8_recipe, recipe_for
 from manifests import LiveWeights, Manifest, Recipe
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 """What an attestation says the versions of."""
+_DEVICES = (torch.device("cpu"), torch.device("cuda"))
+"""int8 is computed in one way on a processor, in another on a card, and the recipe says which."""
 
 
 class Recomputation:
@@ -63,9 +66,9 @@ def recipes(checkpoint: BaseCheckpoint, manifest: Manifest) -> Iterator[Recipe]:
         yield own
         yield Recipe(dtype=own.dtype)
         if own.modules:
-            yield Recipe(dtype=own.dtype, quantization="int8", modules=own.modules)
+            yield from (int8_recipe(own.modules, own.dtype, device) for device in _DEVICES)
     for scheme in SCHEMES:
-        yield recipe_for(checkpoint.blank, scheme, dtype=checkpoint.dtype)
+        yield from (recipe_for(checkpoint.blank, scheme, dtype=checkpoint.dtype, device=device) for device in _DEVICES)
 
 
 def _is_part(name: str, recipe: Recipe) -> bool:

@@ -68,7 +68,8 @@ class Recipe(Document):
     """How the numbers of an assembly are held while it runs.
 
     `modules` are the linear modules whose weight is quantized, by full name: none for `none`, at least one otherwise.
-    `double_quant` and `compute_dtype` belong to nf4 and are null elsewhere.
+    `double_quant` belongs to nf4, null elsewhere. `compute_dtype` is that of the activations of quantized modules:
+    always given for nf4; for int8, null means that they are rounded to int8 too, row by row (LLM.int8).
     """
 
     kind: Literal["recipe"] = "recipe"
@@ -84,8 +85,10 @@ class Recipe(Document):
         if (self.quantization == "none") != (not self.modules):
             raise ValueError(f"quantization {self.quantization!r} with {len(self.modules)} quantized modules")
         nf4 = self.quantization == "nf4"
-        if nf4 != (self.double_quant is not None) or nf4 != (self.compute_dtype is not None):
-            raise ValueError("double_quant and compute_dtype are given for nf4, and only for nf4")
+        if nf4 != (self.double_quant is not None) or (nf4 and self.compute_dtype is None):
+            raise ValueError("double_quant and compute_dtype are given for nf4, and double_quant only for nf4")
+        if self.quantization == "none" and self.compute_dtype is not None:
+            raise ValueError("compute_dtype is given for quantized modules, and there are none")
         return self
 
 

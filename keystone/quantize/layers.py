@@ -26,6 +26,7 @@ from keystone.quantize.bitsandbytes_guards import (
     keep_slow_path_where_needed,
     mark_quantized,
 )
+from keystone.quantize.weight_only import weight_only_class
 from manifests import Recipe
 
 Parts = Mapping[str, Tensor]
@@ -188,7 +189,10 @@ def module_from_parts(linear: nn.Linear, parts: Parts, recipe: Recipe, *, device
     shape = (linear.in_features, linear.out_features, linear.bias is not None)
     made: Any
     if recipe.quantization == "int8":
-        made = layers.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
+        kind = layers.Linear8bitLt if recipe.compute_dtype is None else weight_only_class()
+        made = kind(*shape, has_fp16_weights=False, device="meta")
+        if recipe.compute_dtype is not None:
+            made.compute_dtype = getattr(torch, recipe.compute_dtype)
         weight = held["weight"]
         made.weight = layers.Int8Params(weight, requires_grad=False, has_fp16_weights=False, CB=weight, SCB=held["SCB"])
     else:
@@ -251,7 +255,8 @@ def parts_of(module: nn.Module, *, name: str = "a module") -> dict[str, Tensor] 
         state: Any = getattr(module, "state", None)
         # The first forward moves the scales from the weight to the module.
         scales = weight.SCB if weight.SCB is not None else state.SCB
-        return {"weight": weight.data, "SCB": scales}
+        drifted = module.drifted() if isinstance(module, weight_only_class()) else None
+        return {"weight": weight.data, "SCB": scales} | ({} if drifted is None else {"scales": drifted})
     if kind != "Params4bit":
         return None
     if is_repacked(module):

@@ -24,7 +24,10 @@ from manifests import Recipe
 Quantization = Literal["none", "int8", "nf4"]
 SCHEMES: tuple[Quantization, ...] = ("none", "int8", "nf4")
 
-_DTYPE_NAMES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+_CPU = torch.device("cpu")
+_DTYPE_NAMES: dict[torch.dtype, DTypeName] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -52,19 +55,35 @@ def quantizable_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def recipe_for(model: nn.Module, quantization: Quantization, *, dtype: torch.dtype | None = None) -> Recipe:
+def recipe_for(
+    model: nn.Module,
+    quantization: Quantization,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device = _CPU,
+) -> Recipe:
     """The recipe that holds this model in the given scheme, every quantizable module listed.
 
     Args:
         model: may be on the meta device.
         quantization: the scheme.
         dtype: of everything that is not quantized; default that of the model's first parameter.
+        device: where it is to run, which decides how int8 is computed.
 
     Raises:
         RefusedError: the dtype has no name in a recipe.
     """
     dtype = next(model.parameters()).dtype if dtype is None else dtype
-    return _recipe(quantizable_modules(model), quantization, dtype)
+    return _recipe(quantizable_modules(model), quantization, dtype, device)
+
+
+def int8_recipe(modules: Sequence[str], dtype: DTypeName, device: torch.device) -> Recipe:
+    """int8 as it is best computed: on a card with activations in int8 too, on a processor with activations in bf16.
+
+    A processor has a fast product of few bf16 rows and int8 weights, which serves other dtypes too; see `weight_only`.
+    """
+    compute: DTypeName | None = None if device.type == "cuda" else "bfloat16"
+    return Recipe(dtype=dtype, quantization="int8", modules=tuple(modules), compute_dtype=compute)
 
 
 def choose_recipe(
@@ -91,37 +110,42 @@ def choose_recipe(
         if asked != "none" and (problem := bitsandbytes_problem()) is not None:
             raise RefusedError(problem)
         fits = manifests_own is not None and manifests_own.quantization == asked
-        recipe = manifests_own if manifests_own is not None and fits else recipe_for(model, asked, dtype=dtype)
+        recipe = (
+            manifests_own
+            if manifests_own is not None and fits
+            else recipe_for(model, asked, dtype=dtype, device=device)
+        )
         slow = asked == "nf4" and device.type == "cpu" and not fast_nf4_on_this_cpu()
         note = (
             "nf4 on a processor without AVX512-BF16 is 20 to 40 times slower than int8; it was asked for, so here it is"
         )
         return Choice(recipe, (note,) if slow else ())
-    wanted = manifests_own or recipe_for(model, default_quantization(device), dtype=dtype)
+    wanted = manifests_own or recipe_for(model, default_quantization(device), dtype=dtype, device=device)
     if wanted.quantization == "none":
         return Choice(wanted)
     if (problem := bitsandbytes_problem()) is not None:
         return Choice(Recipe(dtype=wanted.dtype), (f"held in {wanted.dtype}, not {wanted.quantization}: {problem}",))
     if wanted.quantization == "nf4" and device.type == "cpu" and not fast_nf4_on_this_cpu():
-        fallback = Recipe(dtype=wanted.dtype, quantization="int8", modules=wanted.modules)
+        fallback = int8_recipe(wanted.modules, wanted.dtype, device)
         return Choice(fallback, ("held in int8, not nf4: this processor has no AVX512-BF16; --quantize nf4 insists",))
     return Choice(wanted)
 
 
-def _recipe(modules: Sequence[str], quantization: Quantization, dtype: torch.dtype) -> Recipe:
+def _recipe(modules: Sequence[str], quantization: Quantization, dtype: torch.dtype, device: torch.device) -> Recipe:
     if dtype not in _DTYPE_NAMES:
         raise RefusedError(f"a model in {dtype} cannot be described by a recipe; cast it to bfloat16 or float32 first")
     if quantization == "none":
         return Recipe(dtype=_DTYPE_NAMES[dtype])
     if not modules:
         raise RefusedError(f"the model has no linear module in its layers that {quantization} could hold")
-    nf4 = quantization == "nf4"
+    if quantization == "int8":
+        return int8_recipe(modules, _DTYPE_NAMES[dtype], device)
     return Recipe(
         dtype=_DTYPE_NAMES[dtype],
         quantization=quantization,
         modules=tuple(modules),
-        double_quant=True if nf4 else None,
-        compute_dtype=_DTYPE_NAMES[dtype] if nf4 else None,
+        double_quant=True,
+        compute_dtype=_DTYPE_NAMES[dtype],
     )
 
 
