@@ -13,6 +13,7 @@ COMMANDS = {
     "fit": ("fit", "Say whether a model fits a box, before loading it."),
     "cache": ("caching", "Quantized weights that are kept: list them, drop them."),
     "bench": ("benching", "Measure what each way to hold a model costs it."),
+    "models": ("models", "The model registry: who is there, and who may lead a task."),
     "serve": ("serving", "Answer clients of OpenAI's and Ollama's APIs."),
     "import": ("importing", "Bring a base into the archive."),
     "parity": ("parity", "Compare our forward pass with the vendor's engine."),
