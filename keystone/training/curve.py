@@ -30,17 +30,16 @@ def smoothed(losses: Sequence[float], places: int) -> list[float]:
 
 
 def curve_text(losses: Sequence[float], *, width: int = 60, height: int = 8) -> str:
-    """The curve for a terminal: columns of blocks, the largest mean loss at the top."""
+    """The curve for a terminal: a column of blocks for each stretch, from nought to the largest mean loss."""
     means = smoothed(losses, width)
-    low, high = min(0.0, *means), max(means)
-    span = (high - low) or 1.0
-    levels = [round((mean - low) / span * height * 8) for mean in means]
+    high = max(means) or 1.0
+    levels = [round(max(0.0, mean) / high * height * 8) for mean in means]
     rows = []
     for row in range(height, 0, -1):
         cells = "".join(_BARS[max(0, min(8, level - (row - 1) * 8))] for level in levels)
-        label = f"{low + span * row / height:8.3f}" if row in {height, 1} else " " * 8
-        rows.append(f"{label} |{cells}")
-    return "\n".join([*rows, f"{'':8} +{'-' * len(means)}", f"{'':10}{len(losses)} steps, loss as means"])
+        rows.append(f"{f'{high:.3f}' if row == height else '':>8} |{cells}".rstrip())
+    last = f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}"
+    return "\n".join([*rows, f"{'0':>8} +{'-' * len(means)}", f"{'':10}{last}"])
 
 
 def curve_svg(losses: Sequence[float], *, title: str) -> str:
