@@ -30,6 +30,7 @@ from blake3 import blake3
 from csf_store import Archive, Digest, Kind, TreeEntry
 from csf_store.objects import ChunkRef, Form, Layout, ObjectBody, pack_object
 from csf_store.search.answering import find
+from csf_store.search.diff import compare
 from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
 from csf_store.search.query import MetadataPattern, Query, TensorAddress
 from csf_store.segment import chunk_header, object_header
@@ -127,12 +128,16 @@ def measure(path: Path) -> list[dict[str, str | int | float]]:
         with Archive.open(path) as archive:
             return find(archive, query, limit=limit).total
 
+    def opened_and_compared(before: Digest, after: Digest) -> int:
+        with Archive.open(path) as archive:
+            return len(compare(archive, before, after).tensors)
+
     first, _ = timed(lambda: opened_and_asked(Query(tensor=NamePattern("nothing")), None))
     rows.append({"question": "the first ever: fills the catalogue", "found": 0, "ms": first})
     opening = statistics.median(timed(lambda: Archive.open(path).close())[0] for _ in range(REPEATS))
     rows.append({"question": "opening the archive, no question", "found": 0, "ms": opening})
     with Archive.open(path) as archive:
-        asked = questions(archive)
+        asked, asked_pins = questions(archive), archive.pins()
     for name, query in asked.items():
         times = [timed(lambda query=query: opened_and_asked(query, None)) for _ in range(REPEATS)]
         short = [timed(lambda query=query: opened_and_asked(query, 20)) for _ in range(REPEATS)]
@@ -145,6 +150,15 @@ def measure(path: Path) -> list[dict[str, str | int | float]]:
                 "ms_limit_20": statistics.median(each[0] for each in short),
             }
         )
+    trees = sorted(asked_pins, key=lambda pin: pin.name or "")
+    changes = [timed(lambda: opened_and_compared(trees[0].digest, trees[1].digest)) for _ in range(REPEATS)]
+    rows.append(
+        {
+            "question": "what differs between two checkpoints",
+            "found": changes[0][1] if isinstance(changes[0][1], int) else 0,
+            "ms": statistics.median(each[0] for each in changes),
+        }
+    )
     command = [sys.executable, "-m", "csf_store.cli", "--archive", str(path), "find", "--tag", "run-1/*", "--json"]
     whole = [timed(lambda: subprocess.run(command, check=True, capture_output=True))[0] for _ in range(REPEATS)]
     rows.append({"question": "csf find --tag, the whole command", "found": 0, "ms": statistics.median(whole)})

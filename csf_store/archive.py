@@ -331,7 +331,7 @@ class Archive(Upkeep):
             deep: also decode everything and hash it as a whole.
             reachable_only: leave out whether objects are complete that no pin and no ref leads to.
             follow: with ``digests``, also what they link to, and so on.
-            progress: called with the bytes of each segment done.
+            progress: called with the bytes of each segment done; with ``digests``, of each piece decoded.
         """
         check = Check(self._store, self._retrieve, self.ledger, self._pipeline, progress)
         return (

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,7 +129,8 @@ class IndexReading:
                 "SELECT digest, kind FROM objects WHERE digest >= ? AND digest <= ? ORDER BY digest, kind LIMIT ?",
                 (first, last if last is not None else b"\xff" * 33, limit),
             ).fetchall()
-        if not all(is_digest(digest) and isinstance(kind, int) for digest, kind in rows):
+        digests, kinds = map(itemgetter(0), rows), map(itemgetter(1), rows)
+        if not all(map(is_digest, digests)) or not {int}.issuperset(map(type, kinds)):
             raise IndexUnusableError("the digest or the kind of an object is damaged")
         return rows
 
@@ -146,7 +148,7 @@ class IndexReading:
             rows = self._db.execute("SELECT id, name, end, size, mtime, sealed, crc FROM segments").fetchall()
         for row in rows:
             numbers = (row[0], *row[2:])
-            if not isinstance(row[1], str) or not all(isinstance(number, int) for number in numbers):
+            if not isinstance(row[1], str) or not {int}.issuperset(map(type, numbers)):
                 raise IndexUnusableError("the row of a segment is damaged")
             if zlib.crc32(row[1].encode()) != row[6]:
                 raise IndexUnusableError("the name of a segment is damaged")

@@ -105,7 +105,7 @@ class Store:
     def objects(self, first: bytes = b"", last: bytes | None = None, limit: int = -1) -> list[tuple[bytes, Kind]]:
         """Digest and kind of the objects between two digests."""
         rows = self.keeper.sure(lambda index: index.objects(first, last, limit))
-        return [(digest, Kind.of(number)) for digest, number in rows if number in KINDS]
+        return [(digest, KINDS[number]) for digest, number in rows if number in KINDS]
 
     def chunk_digests(self) -> list[bytes]:
         """Every chunk the index knows."""

@@ -6,8 +6,9 @@ from there to blobs, and up through links to trees and documents. Only what is s
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from csf_store.digest import DIGEST_SIZE, Digest, hex_digits
@@ -16,17 +17,20 @@ from csf_store.objects import KINDS, Kind
 from csf_store.search.catalogue import with_catalogue
 from csf_store.search.catalogue_file import KEY_BYTES, OBJECT_COLUMNS, Catalogue, check, checked
 from csf_store.search.catalogue_intake import PIN, REF
+from csf_store.search.collector import collector_at_rest
 from csf_store.search.facts import Observer
 from csf_store.search.links import FileAt, LinkSearch
 from csf_store.search.names import Names
-from csf_store.search.query import Findings, Hit, Order, Place, Query, TensorAddress
+from csf_store.search.query import Findings, Hit, Order, Query, TensorAddress
 from csf_store.search.tensor_keys import content_key
 from csf_store.search.tensors import Matched, TensorSearch
 
 if TYPE_CHECKING:
     from csf_store.archive import Archive
 
+_BLOB: Final = Kind.BLOB.number
 _BLOBS: Final = frozenset([Kind.BLOB])
+_NOTHING: Final = Matched(0, (), 0)
 
 
 def find(
@@ -49,12 +53,13 @@ def find(
     Raises:
         NotFoundError: if a blob, tree or tensor that the query names is not there.
     """
-    keys = _asked_keys(archive, query)
 
     def ask(catalogue: Catalogue, unreadable: tuple[Digest, ...]) -> Findings:
         return Findings(*_Run(catalogue, query, keys).answer(order, limit), unreadable)
 
-    return with_catalogue(archive, ask, progress)
+    with collector_at_rest():
+        keys = _asked_keys(archive, query)
+        return with_catalogue(archive, ask, progress)
 
 
 def resolve_name(archive: Archive, text: str) -> Digest:
@@ -164,16 +169,18 @@ class _Run:
     def answer(self, order: Order, limit: int | None) -> tuple[tuple[Hit, ...], int]:
         """The hits in order, and how many there are without the limit."""
         found = self._found()
-        found.sort(key=attrgetter("kind", "digest"))
+        # One key at a time, the last one first: plain numbers, bytes and text compare much faster than tuples of them.
+        found.sort(key=attrgetter("digest"))
+        found.sort(key=attrgetter("kind"))
         total = len(found)
         if order in (Order.SIZE, Order.SHARED):
             found.sort(key=lambda each: -(each.size if order == Order.SIZE else self._shared(each)))
         if order == Order.NAME:
             names = self._names(found)
-            blob = Kind.BLOB.number
-            called = [(names.name(each.number, blob=each.kind == blob), each) for each in found]
-            called.sort(key=_by_name)
-            found = [each for _, each in called[:limit]]
+            called = [(names.name(each.number, blob=each.kind == _BLOB), each) for each in found]
+            called.sort(key=itemgetter(0))
+            first = bisect_right(called, "", key=itemgetter(0))  # what has no name comes last
+            found = [each for _, each in called[first:] + called[:first]][:limit]
         else:  # what is not shown needs no name
             found = found[:limit]
             names = self._names(found)
@@ -195,7 +202,7 @@ class _Run:
         found = base
         if query.kinds - {Kind.BLOB}:
             others = self._objects(query.kinds - {Kind.BLOB}, self._above(numbers))
-            found = [each for each in base if each.kind == Kind.BLOB.number] + others
+            found = [each for each in base if each.kind == _BLOB] + others
         wanted = {kind.number for kind in query.wanted}
         return self._fitting(
             [each for each in found if each.kind in wanted and (allowed is None or each.number in allowed)]
@@ -249,7 +256,7 @@ class _Run:
             self._files = self._links.files(query.path, blobs, self._scope)
             placed = {file.blob for file in self._files}
             base = self._objects(_BLOBS, placed) if base is None else [each for each in base if each.number in placed]
-            base = [each for each in base if each.kind == Kind.BLOB.number]
+            base = [each for each in base if each.kind == _BLOB]
         return base
 
     def _candidates(self, numbers: set[int] | None) -> list[_Object]:
@@ -288,35 +295,27 @@ class _Run:
 
     def _names(self, found: list[_Object]) -> Names:
         """What the found are called, by places in the trees and at the paths that are asked for."""
-        blobs = {each.number for each in found if each.kind == Kind.BLOB.number}
+        blobs = {each.number for each in found if each.kind == _BLOB}
         files = self._links.files_of(blobs) if self._query.path is None else self._files
         chosen = [file for file in files if file.blob in blobs and (self._scope is None or file.tree in self._scope)]
         return Names(self._links, {each.number for each in found}, chosen)
 
     def _shared(self, found: _Object) -> int:
         """Bytes of the tensors that met the criteria."""
-        matched = self._matched.get(found.number) if found.kind == Kind.BLOB.number else None
-        return self._tensors.nbytes(matched) if matched else 0
+        matched = self._matched.get(found.number) if found.kind == _BLOB else None
+        return matched.nbytes if matched else 0
 
     def _hit(self, found: _Object, names: Names) -> Hit:
-        matched = None
-        places: tuple[Place, ...] = ()
-        count = 0
-        if found.kind == Kind.BLOB.number:
-            matched = self._matched.get(found.number)
-            places, count = names.places(found.number)
+        if found.kind != _BLOB:
+            return Hit(Digest(found.digest), KINDS[found.kind], found.size, names.labels(found.number), (), 0, 0, 0, ())
+        matched = self._matched.get(found.number, _NOTHING)
         return Hit(
             Digest(found.digest),
-            KINDS[found.kind],
+            Kind.BLOB,
             found.size,
             names.labels(found.number),
-            places,
-            count,
-            len(matched.positions) if matched else 0,
-            self._tensors.nbytes(matched) if matched else 0,
-            self._tensors.spelled(matched) if matched and self._query.list_tensors else (),
+            *names.places(found.number),
+            len(matched.positions),
+            matched.nbytes,
+            self._tensors.spelled(matched) if self._query.list_tensors else (),
         )
-
-
-def _by_name(called: tuple[str, _Object]) -> tuple[bool, str]:
-    return (not called[0], called[0])  # what has no name comes last

@@ -19,6 +19,8 @@ import marshal
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from operator import itemgetter, ne
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,7 +32,7 @@ OBJECT_COLUMNS: Final = "id, kind, size, aligned, header, layout, digest, crc"
 """Of the table of objects; the CRC is of those before it."""
 _LISTED: Final = 1000
 """Up to this many rows are looked up one by one; for more, a table is read through."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MARSHAL: Final = 2  # fast, and the same bytes for the same bytes and numbers (not for text, which may be interned)
 _BUSY_SECONDS: Final = 60.0
 _CACHE_KIB: Final = 64 << 10
@@ -66,7 +68,14 @@ CREATE TABLE labels(
   PRIMARY KEY(digest, source, name)) WITHOUT ROWID;
 """
 
+_OBJECT_FACTOR: Final = 2654435761
+_POSITION_FACTOR: Final = 2246822519
+KEY_CRC: Final = f"((? + object * {_OBJECT_FACTOR} + position * {_POSITION_FACTOR}) & {0xFFFFFFFF})"
+"""``key_crc`` of a row of keys, for SQLite; its parameter is ``key_crc(key, 0, 0)``."""
+
 _Value: TypeAlias = bytes | int | str | None
+_VALUES: Final = itemgetter(slice(-1))
+_LAST: Final = itemgetter(-1)
 
 
 class CatalogueUnusableError(Exception):
@@ -98,19 +107,24 @@ def check(row_crc: int, *values: bytes | int | None) -> None:
 
 
 def checked(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows whose last column is the CRC of the others, without it.
+    """Rows whose last column is the CRC of the others, without it. Every row of every answer comes this way.
 
     Raises:
         CatalogueUnusableError: if one is damaged.
     """
-    found = []
-    crc32, dumps = zlib.crc32, marshal.dumps  # called for every row of every answer
-    for row in rows:
-        values = row[:-1]
-        if crc32(dumps(values, _MARSHAL)) != row[-1]:
-            raise CatalogueUnusableError("a row is damaged")
-        found.append(values)
+    rows = list(rows)
+    found = list(map(_VALUES, rows))
+    if any(map(ne, map(zlib.crc32, map(marshal.dumps, found, repeat(_MARSHAL))), map(_LAST, rows))):
+        raise CatalogueUnusableError("a row is damaged")
     return found
+
+
+def key_crc(key: bytes, number: int, position: int) -> int:
+    """What a row of keys carries instead; SQLite itself checks it (``KEY_CRC``), as such rows come in great numbers.
+
+    The factors are odd: another object or another position alone never has the same check.
+    """
+    return (zlib.crc32(key) + number * _OBJECT_FACTOR + position * _POSITION_FACTOR) & 0xFFFFFFFF
 
 
 def text_bytes(text: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
@@ -17,7 +18,15 @@ from csf_store.digest import Digest
 from csf_store.errors import CorruptError, NotFoundError
 from csf_store.objects import Kind
 from csf_store.safetensors_layout import TensorInfo
-from csf_store.search.catalogue_file import KEY_BYTES, Catalogue, CatalogueUnusableError, crc, shape_bytes, text_bytes
+from csf_store.search.catalogue_file import (
+    KEY_BYTES,
+    Catalogue,
+    CatalogueUnusableError,
+    crc,
+    key_crc,
+    shape_bytes,
+    text_bytes,
+)
 from csf_store.search.facts import Header, ObjectFacts, Observer
 
 if TYPE_CHECKING:
@@ -41,7 +50,8 @@ def catch_up(catalogue: Catalogue, archive: Archive, progress: Callable[[int], N
         CorruptError: if the ledger is damaged.
     """
     listing = archive.listing()
-    stamp = blake3(b"".join([digest for digest, _ in listing]) + ",".join([kind for _, kind in listing]).encode())
+    digests, kinds = map(itemgetter(0), listing), map(itemgetter(1), listing)
+    stamp = blake3(b"".join(digests) + ",".join(kinds).encode())
     unreadable: list[Digest] = []
     if catalogue.meta("listing") != stamp.hexdigest():
         listed = {(digest, kind.number) for digest, kind in listing}
@@ -170,7 +180,8 @@ class _Intake:
                 row = (number, facts.kind.number, facts.size, int(facts.aligned), header, layout, facts.digest)
                 objects.append((*row, crc(*row)))
                 for position, key in enumerate(facts.keys):
-                    keys.append(_sealed(key[:KEY_BYTES], number, position))
+                    short = key[:KEY_BYTES]
+                    keys.append((short, number, position, key_crc(short, number, position)))
                 chunks.extend(_sealed(chunk[:KEY_BYTES], number) for chunk in facts.chunks)
                 for target, path in facts.links:
                     at = NO_PATH if path is None else self._paths.of(text_bytes(path))

@@ -20,6 +20,7 @@ from csf_store.objects import Kind, Layout
 from csf_store.reading import Reading
 from csf_store.retrieve import OpenObject
 from csf_store.safetensors_layout import TensorInfo
+from csf_store.search.collector import collector_at_rest
 from csf_store.search.patterns import NamePattern
 from csf_store.search.tensor_keys import Cuts, tensor_chunks
 
@@ -191,6 +192,7 @@ class _Side:
         return {key: tuple(sorted(values)) for key, values in self._metadata.items()}
 
 
+@collector_at_rest()
 def compare(archive: Reading, before: Digest, after: Digest, *, pattern: NamePattern | None = None) -> Comparison:
     """Says what became of every tensor and every file, without reading tensor data.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from csf_store.digest import Digest
@@ -27,7 +28,7 @@ class LinkSearch:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._present = {int(row[0]) for row in catalogue.rows("SELECT id FROM objects")}
+        self._present = set(map(itemgetter(0), catalogue.rows("SELECT id FROM objects")))
 
     def number(self, digest: bytes) -> int | None:
         """The number of a digest that is there."""

@@ -8,18 +8,36 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from csf_store.search.catalogue_file import KEY_BYTES, Catalogue, check, checked, shape_of, text_bytes, text_of
+from csf_store.search.catalogue_file import (
+    KEY_BYTES,
+    KEY_CRC,
+    Catalogue,
+    CatalogueUnusableError,
+    check,
+    checked,
+    key_crc,
+    shape_of,
+    text_bytes,
+    text_of,
+)
 from csf_store.search.patterns import NamePattern
 from csf_store.search.query import MetadataPattern, Query, TensorHit
 
+_HOLDERS: Final = f"""
+SELECT min(position), max(position), group_concat(object), sum(crc IS NOT {KEY_CRC}) FROM keys WHERE key=?
+"""  # noqa: S608
+_BY_POSITION: Final = f"{_HOLDERS} GROUP BY position"
+"""Slower, for keys that blobs hold at different positions."""
+
 
 class Matched(NamedTuple):
-    """Tensors of one blob that met the criteria: where in its layout."""
+    """Tensors of one blob that met the criteria: where in its layout, and the bytes of their data."""
 
     layout: int
     positions: tuple[int, ...]
+    nbytes: int
 
 
 class _Spec(NamedTuple):
@@ -53,17 +71,16 @@ class TensorSearch:
         described = [self._having(pattern) for pattern in query.metadata]
         self.headers = set.intersection(*described) if described else None
         """The headers whose metadata fits; None where nothing is asked of it."""
-        self._places: dict[int, frozenset[int]] = {}
-        self._bytes: dict[Matched, int] = {}
+        self._alike: dict[tuple[int, frozenset[int]], Matched | None] = {}
         held = [self.holding(keys) for keys in content]
-        self.holders: dict[int, set[int]] | None = None
+        self.holders: dict[int, frozenset[int]] | None = None
         """Per blob the positions of the content asked for; None where no content is."""
         if held:
             first, *others = held
             self.holders = {
                 blob: found
                 for blob, positions in first.items()
-                if (found := positions.intersection(*(other.get(blob, set()) for other in others)))
+                if (found := positions.intersection(*(other.get(blob, ()) for other in others)))
             }
 
     def _all_specs(self) -> dict[int, _Spec]:
@@ -108,7 +125,7 @@ class TensorSearch:
             )
             if positions:
                 self._layouts[number] = layout
-                fitting[number] = Matched(number, positions)
+                fitting[number] = self._matched(number, positions)
         return fitting
 
     def _having(self, pattern: MetadataPattern) -> set[int]:
@@ -123,13 +140,28 @@ class TensorSearch:
                 having.add(header)
         return having
 
-    def holding(self, keys: frozenset[bytes]) -> dict[int, set[int]]:
-        """Per blob the positions of tensors that have one of these content keys."""
-        found: dict[int, set[int]] = {}
+    def holding(self, keys: frozenset[bytes]) -> dict[int, frozenset[int]]:
+        """Per blob the positions of tensors that have one of these content keys.
+
+        What blobs share they mostly share together: keys that the same blobs hold are taken as one.
+        """
+        together: dict[str, set[int]] = {}
         for key in keys:
-            rows = self._catalogue.rows("SELECT key, object, position, crc FROM keys WHERE key=?", (key[:KEY_BYTES],))
-            for _, number, position in checked(rows):
-                found.setdefault(number, set()).add(position)
+            short = key[:KEY_BYTES]
+            asked = (key_crc(short, 0, 0), short)
+            rows = self._catalogue.rows(_HOLDERS, asked)
+            if rows[0][0] != rows[0][1]:
+                rows = self._catalogue.rows(_BY_POSITION, asked)
+            for position, _, blobs, damaged in rows:
+                if damaged:
+                    raise CatalogueUnusableError("a row is damaged")
+                if blobs is not None:
+                    together.setdefault(blobs, set()).add(position)
+        found: dict[int, frozenset[int]] = {}
+        for blobs, positions in together.items():
+            shared = frozenset(positions)
+            for blob in map(int, blobs.split(",")):
+                found[blob] = found[blob] | shared if blob in found else shared
         return found
 
     def match(self, blob: int, header: int | None, layout: int | None) -> Matched | None:
@@ -137,23 +169,21 @@ class TensorSearch:
         if header is None or layout is None or (self.headers is not None and header not in self.headers):
             return None
         if self.layouts is None:
-            return Matched(layout, ())
-        if self.holders is None:
-            return self._fitting.get(layout)
-        held, fitting = self.holders.get(blob), self._fitting.get(layout)
-        if not held or fitting is None:
+            return Matched(layout, (), 0)
+        fitting = self._fitting.get(layout)
+        if self.holders is None or fitting is None:
+            return fitting
+        held = self.holders.get(blob)
+        if not held:
             return None
-        if layout not in self._places:
-            self._places[layout] = frozenset(fitting.positions)
-        positions = tuple(sorted(held & self._places[layout]))
-        return Matched(layout, positions) if positions else None
+        if (layout, held) not in self._alike:
+            positions = tuple(sorted(held.intersection(fitting.positions)))
+            self._alike[layout, held] = self._matched(layout, positions) if positions else None
+        return self._alike[layout, held]
 
-    def nbytes(self, matched: Matched) -> int:
-        """Bytes of the data of matched tensors."""
-        if matched not in self._bytes:
-            specs = self._layouts[matched.layout].specs if matched.positions else ()
-            self._bytes[matched] = sum(self._specs[specs[position]].nbytes for position in matched.positions)
-        return self._bytes[matched]
+    def _matched(self, layout: int, positions: tuple[int, ...]) -> Matched:
+        specs = self._layouts[layout].specs
+        return Matched(layout, positions, sum(self._specs[specs[position]].nbytes for position in positions))
 
     def spelled(self, matched: Matched) -> tuple[TensorHit, ...]:
         """Matched tensors by name, in the order of the file."""

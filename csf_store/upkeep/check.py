@@ -91,6 +91,7 @@ class Check:
         self._ledger = ledger
         self._pipeline = pipeline
         self._progress = progress
+        self._decoded: Callable[[int], None] | None = None
         self._findings: list[Finding] = []
         self._notes: list[str] = []
         self._chunks: set[bytes] = set()
@@ -104,6 +105,7 @@ class Check:
 
     def objects(self, digests: Iterable[Digest], *, follow: bool = True) -> VerifyReport:
         """Decodes objects, and unless told not to everything they link to, and hashes each as a whole."""
+        self._decoded = self._progress
         self._closure(list(digests), deep=True, follow=follow)
         return self._report()
 
@@ -308,6 +310,8 @@ class Check:
         if deep:
             for piece in self._retrieve.content(found):
                 self._bytes += len(piece)
+                if self._decoded:
+                    self._decoded(len(piece))
         return found.body.links
 
 

@@ -488,7 +488,7 @@ def test_it_is_built_again_when_it_is_another_archives_or_versions(archive: Arch
     database.close()
     assert answers(archive) == expected
     with sqlite3.connect(archive.path / CATALOGUE) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
     database.close()
 
 
