@@ -1,6 +1,8 @@
 """`keystone audit`."""
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from csf_store import Session, json_option, pass_session
+from csf_store import Session, json_option, pass_session, progress_bar
 from keystone.cli.keys import key_store, keys_option
 from keystone.cli.quiet import quiet_libraries
 from keystone.tied_weights import TIED
@@ -92,6 +94,7 @@ def audit_command(
     own = {public.id: public for public in map(store.public, store.names())}
     with session.open() as archive:
         memory = AuditorState(state or state_directory())
+        done: list[Callable[[int], None]] = []
         auditor = Auditor(
             archive,
             fit=fit_problem,
@@ -101,12 +104,14 @@ def audit_command(
             known=own,
             documents=document_problem,
             recompute=_recompute,
+            progress=lambda count: done[0](count) if done else None,
         )
-        if server is None:
-            report = _report(auditor, str(target))
-        else:
-            found = auditor.audit_server(server, target)
-            report = found.report
+        total = auditor.planned_bytes(target) if target is not None and not _is_directory(target) else 0
+        with progress_bar(session, "audit", total) if total else nullcontext() as bar:
+            done[:] = [bar] if bar is not None else []
+            found = auditor.audit_server(server, target) if server is not None else None
+            report = found.report if found is not None else _report(auditor, str(target))
+        if found is not None:
             for attestation in found.attestations if keep else ():
                 kept = Repository(archive).put_record(attestation)
                 session.item({"kept": str(kept)}, f"kept as evidence: attestation {kept}")
@@ -114,16 +119,20 @@ def audit_command(
             now = datetime.now(UTC).isoformat(timespec="seconds")
             title = str(target or endpoint)
             page.write_text(audit_page(Repository(archive), report, target=title, when=now), encoding="utf-8")
+    _print(session, report, served=server is not None)
+    click.get_current_context().exit(report.exit_code(require_signatures=require_signatures))
+
+
+def _print(session: Session, report: "AuditReport", *, served: bool) -> None:
     if session.json:
         for line in report.lines:
             session.item(line.to_json(), "")
         manifest = str(report.manifest) if report.manifest is not None else None
         session.item({"manifest": manifest, "verdict": report.verdict.value}, "")
-    else:
-        draw(report)
-        if server is not None:
-            session.note("A server's answer shows drift and mistakes; it does not detect a hostile host.")
-    click.get_current_context().exit(report.exit_code(require_signatures=require_signatures))
+        return
+    draw(report)
+    if served:
+        session.note("A server's answer shows drift and mistakes; it does not detect a hostile host.")
 
 
 def _server(url: str, token_file: Path | None, seconds: float) -> "Endpoint":
@@ -155,8 +164,13 @@ def _recomputation() -> "Recomputation":
     return Recomputation()
 
 
+def _is_directory(target: str) -> bool:
+    """Whether a person means a directory and not a ref of that name."""
+    return Path(target).is_dir() and ("/" in target or os.sep in target or (Path(target) / "keystone.json").is_file())
+
+
 def _report(auditor: "Auditor", target: str) -> "AuditReport":
-    if Path(target).is_dir() and ("/" in target or os.sep in target or (Path(target) / "keystone.json").is_file()):
+    if _is_directory(target):
         return _export_report(auditor, Path(target))
     return auditor.audit_target(target)
 

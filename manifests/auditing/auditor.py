@@ -18,6 +18,7 @@ passed in (`adapters.fit_problem`); without it the line says UNKNOWN.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -39,7 +40,7 @@ from manifests.auditing.lineage_checks import (
 )
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
 from manifests.auditing.live_weights import Recompute, Server
-from manifests.auditing.objects import ObjectProver
+from manifests.auditing.objects import ObjectProver, reach
 from manifests.auditing.ref_checks import check_refs
 from manifests.auditing.server_checks import Asked, Heard, check_server
 from manifests.auditing.signature_checks import check_signatures
@@ -64,6 +65,7 @@ class Auditor:
         known: public keys of the auditor's own.
         documents: what is wrong with what a document of a higher floor claims.
         recompute: what a running model must answer; without it, what a server attests stays UNKNOWN.
+        progress: called with bytes as they are hashed.
     """
 
     def __init__(
@@ -77,14 +79,17 @@ class Auditor:
         known: Mapping[Digest, PublicKey] = MappingProxyType({}),
         documents: DocumentCheck | None = None,
         recompute: Recompute | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._state = state
         self._kept: set[Digest] = set()
         self._remembered = state.recall(archive) if state is not None else None
         known_sound = self._remembered.unchanged(archive) if quick and self._remembered is not None else {}
         facts = read_ledger(archive)
-        prover = ObjectProver(archive, lambda digest: str(digest) in known_sound)
-        self._context = Context(archive, Repository(archive), facts, prover, fit, tied, known, documents, recompute)
+        prover = ObjectProver(archive, lambda digest: str(digest) in known_sound, progress)
+        self._context = Context(
+            archive, Repository(archive), facts, prover, fit, tied, known, documents, recompute, progress
+        )
 
     def resolve(self, text: str) -> tuple[Digest, str | None]:
         """The manifest a person means, and the ref if they named one, by the lines of the ledger and no cache.
@@ -133,6 +138,24 @@ class Auditor:
         lines = [*self._ledger_lines(), *_told("document", digest, lambda: check_document(self._context, digest))]
         self._remember(lines)
         return AuditReport(manifest=None, lines=tuple(lines))
+
+    def planned_bytes(self, text: str) -> int:
+        """About how many bytes an audit of this target hashes, for a progress bar; 0 where it means nothing here."""
+        context = self._context
+        try:
+            target, _ = self.resolve(text)
+            manifest = load_manifest(context.archive, target)
+            roots = [target]
+            for name, moves in context.facts.moves.items():
+                if moves[-1].target == target:
+                    with suppress(CsfError, ManifestError):
+                        roots.append(context.repository.refs.rollback_target(name))
+            total = context.prover.planned_bytes({found for root in roots for found in reach(context.archive, root)})
+            if manifest.lineage:  # what was trained on is compared tensor by tensor
+                total += sum(entry.size for entry in context.archive.tree(manifest.assembly.base).entries)
+        except (CsfError, ManifestError):
+            return 0
+        return total
 
     def audit_server(self, server: Server, text: str | None = None) -> ServerAudit:
         """Ask a running server what it runs, hold its live weights against the archive, and audit what it runs.

@@ -7,7 +7,7 @@ be done again here, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -25,16 +25,19 @@ def archived_tensor_set(archive: Archive, tree: Digest) -> Digest:
     return tensor_set_digest(_entries(archive, tree, None).values())
 
 
-def tensor_sets_in_memory(archive: Archive, base: Digest, tied: Mapping[str, str]) -> Iterator[Digest]:
+def tensor_sets_in_memory(
+    archive: Archive, base: Digest, tied: Mapping[str, str], progress: Callable[[int], None] | None = None
+) -> Iterator[Digest]:
     """Every tensor set the base may have in memory, the likeliest first; nothing for a base without tensors.
 
     Args:
         archive: where the base is.
         base: its tree.
         tied: names that a model adds for a tensor it shares, and the tensor's own name.
+        progress: called with bytes as they are read, once for each form that is tried.
     """
     for cast in _CASTS:
-        entries = _entries(archive, base, cast)
+        entries = _entries(archive, base, cast, progress)
         if not entries:
             return
         added = {
@@ -47,13 +50,17 @@ def tensor_sets_in_memory(archive: Archive, base: Digest, tied: Mapping[str, str
         yield tensor_set_digest(entries.values())
 
 
-def _entries(archive: Archive, tree: Digest, cast: str | None) -> dict[str, TensorEntry]:
+def _entries(
+    archive: Archive, tree: Digest, cast: str | None, progress: Callable[[int], None] | None = None
+) -> dict[str, TensorEntry]:
     entries = {}
     for entry in archive.tree(tree).entries:
         if not entry.path.endswith(".safetensors"):
             continue
         for name, info in archive.tensors(entry.blob).items():
             data = bytes(archive.read_tensor(entry.blob, name))
+            if progress is not None:
+                progress(len(data))
             dtype = info.dtype
             if cast is not None and dtype in _FLOATS and dtype != cast:
                 data, dtype = _cast(data, dtype, cast), cast

@@ -41,6 +41,7 @@ class Context:
         known: public keys of the auditor's own.
         documents: what is wrong with what a document claims; None where nobody can tell.
         recompute: what a model's live tensors must hash to; None where nobody can tell.
+        progress: called with bytes as they are hashed.
         base_sets: tensor sets a base may have in memory, found so far.
     """
 
@@ -53,6 +54,7 @@ class Context:
     known: Mapping[Digest, PublicKey] = field(default_factory=dict)
     documents: DocumentCheck | None = None
     recompute: Recompute | None = None
+    progress: Callable[[int], None] | None = None
     base_sets: dict[Digest, list[Digest]] = field(default_factory=dict)
 
 

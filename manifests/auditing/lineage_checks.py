@@ -122,7 +122,7 @@ def _base(context: Context, base: Digest, digest: Digest, training: TrainingReco
     """The base that was in memory is the archived one, whatever dtype it was held in."""
     seen = context.base_sets.setdefault(base, [])
     if training.base_before not in seen:
-        for found in tensor_sets_in_memory(context.archive, base, context.tied):
+        for found in tensor_sets_in_memory(context.archive, base, context.tied, context.progress):
             seen.append(found)
             if found == training.base_before:
                 break

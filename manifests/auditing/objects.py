@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from csf_store import Archive, CsfError, Digest, Kind
 
@@ -13,10 +14,17 @@ class ObjectProver:
     Args:
         archive: where they are.
         trusted: whether an object may be taken as proven without looking; for `--quick` alone.
+        progress: called with bytes as they are hashed.
     """
 
-    def __init__(self, archive: Archive, trusted: Callable[[Digest], bool] | None = None) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        trusted: Callable[[Digest], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         self._archive = archive
+        self._progress = progress
         self._trusted = trusted or (lambda _: False)
         self._known: dict[Digest, str | None] = {}
         self._hashed: set[Digest] = set()
@@ -26,6 +34,14 @@ class ObjectProver:
         """Everything that was hashed so far and found sound."""
         yield from (digest for digest in self._hashed if self._known[digest] is None)
 
+    def planned_bytes(self, digests: Iterable[Digest]) -> int:
+        """How many bytes `problems` would hash; what cannot be found counts as none."""
+        total = 0
+        for digest in {digest for digest in digests if digest not in self._known and not self._trusted(digest)}:
+            with suppress(CsfError):
+                total += self._archive.record(digest).size
+        return total
+
     def problems(self, digests: Iterable[Digest]) -> Mapping[Digest, str]:
         """What is wrong with some objects; those that are sound are left out."""
         digests = list(dict.fromkeys(digests))
@@ -34,7 +50,8 @@ class ObjectProver:
         self.skipped += len(fresh) - len(to_hash)
         self._known |= dict.fromkeys(fresh, None)
         self._hashed.update(to_hash)
-        for finding in self._archive.verify(to_hash, follow=False).findings if to_hash else ():
+        found = self._archive.verify(to_hash, follow=False, progress=self._progress).findings if to_hash else ()
+        for finding in found:
             where = f" (segment {finding.segment}, offset {finding.offset})" if finding.segment is not None else ""
             # A finding without an object condemns all that was asked about: it must not get lost.
             for digest in [finding.digest] if finding.digest in self._known else to_hash:

@@ -146,3 +146,17 @@ def test_a_finding_without_an_object_condemns_all_that_was_asked(house: House) -
     assert prover.problems([house.base, house.tokenizer]).keys() == {house.base, house.tokenizer}
     assert list(prover.proven()) == []
     assert Checkpoint(0, bytes(32)) != house.archive.ledger.checkpoint()
+
+
+def test_an_audit_says_how_much_it_hashes_and_how_far_it_is(house: House) -> None:
+    first = house.put(house.adapter("a" * 5000))
+    house.repository.refs.set("main", first, expected=None)
+    house.repository.refs.set("main", house.put(house.adapter("b" * 7000)), expected=first)
+    told: list[int] = []
+    auditor = Auditor(house.archive, progress=told.append)
+    planned = auditor.planned_bytes("main")
+    base = sum(entry.size for entry in house.archive.tree(house.base).entries)
+    assert auditor.audit_target("main").manifest is not None
+    assert sum(told) == planned - base > 12_000  # no training record: no second look at the base
+    assert auditor.planned_bytes("main") == base  # all is proven by now
+    assert auditor.planned_bytes("nothing-like-it") == 0
