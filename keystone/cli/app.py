@@ -24,6 +24,7 @@ COMMANDS = {
     "approve": ("refs", "Sign that a manifest may take over a ref."),
     "promote": ("refs", "Move a ref forward with an approval."),
     "rollback": ("refs", "Move a ref back to its last good manifest, in one step."),
+    "log": ("log", "Tell what happened, in sentences."),
     "key": ("keys", "Operator keys: make, trust, revoke."),
     "sign": ("keys", "Sign a manifest or an eval report."),
     "verify-signature": ("keys", "Say what every signature on something is worth."),
