@@ -13,6 +13,7 @@ from manifest_house import House, signer
 from csf_store import Digest
 from manifests import (
     EvalSummary,
+    InvalidDocumentError,
     MissingExtraError,
     RefusedError,
     Source,
@@ -141,6 +142,12 @@ def test_the_validator_bites(house: House, full: Digest) -> None:
             at = at[int(step) if step.isdecimal() else step]
         at.update(change)
         assert cyclonedx_problem(json.dumps(bill).encode()) is not None, path
+
+
+def test_no_bill_leaves_that_the_validator_refuses(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manifests.interchange.cyclonedx.model_card", lambda facts: {"score": 1})
+    with pytest.raises(InvalidDocumentError, match=r"no CycloneDX 1\.6"):
+        cyclonedx_bill(house.archive, house.put())
 
 
 def test_no_score_goes_out_that_its_report_does_not_give(house: House) -> None:

@@ -61,8 +61,8 @@ def test_every_sentence_of_a_life(house: House, lived: dict[str, Digest]) -> Non
         "prod is protected from now on: it moves forward with an approval alone",
         f"adapter {short['parent']}, rank 4, was added; that it belongs to base {base} is a claim",
         (
-            f"adapter {short['child']}, rank 4, grown from {short['parent']}, was added; that it belongs to base {base} is"
-            " a claim"
+            f"adapter {short['child']}, rank 4, grown from {short['parent']}, was added; that it belongs to base"
+            f" {base} is a claim"
         ),
         f"tripwire policy weekly was fixed with 1 rule: {str(policy)[:15]}",
         f"{ran} (prod) scored pass@1 0.75 (0.301 to 0.954 at 95 %) over 4 items of basics",
