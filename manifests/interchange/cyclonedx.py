@@ -86,8 +86,8 @@ def check_cyclonedx() -> None:
         import_module("jsonschema")  # the library would notice only when it has made everything
     except ImportError as error:
         raise MissingExtraError(
-            "a CycloneDX bill needs cyclonedx-python-lib and its validator:"
-            f" pip install 'keystone-sigma0[sbom]' ({error})"
+            "a CycloneDX bill needs its library, the extra `sbom`: pip install 'cyclonedx-python-lib[json-validation]'"
+            f" ({error})"
         ) from error
 
 

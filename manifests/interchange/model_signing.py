@@ -36,8 +36,7 @@ def check_model_signing() -> None:
         import_module("model_signing.signing")
     except ImportError as error:
         raise MissingExtraError(
-            "a model-signing bundle needs model-signing and pyOpenSSL:"
-            f" pip install 'keystone-sigma0[signing]' ({error})"
+            f"a model-signing bundle needs the extra `signing`: pip install model-signing pyOpenSSL ({error})"
         ) from error
 
 
