@@ -3,10 +3,8 @@
 from collections import deque
 from collections.abc import Collection
 
-from torch import Tensor
-
 from keystone.serve.generation import Failed, Finished, FinishReason, Generation, Piece
-from keystone.serve.sampling import Sampler, TokenScore, score
+from keystone.serve.sampling import Row, Sampler, TokenScore, score
 from keystone.serve.text import Decoder, Detokeniser, StopFilter
 
 
@@ -41,12 +39,12 @@ class Answer:
         """Whether it takes the likeliest token, so that a whole batch can be asked at once."""
         return self.generation.request.sampling.plain_greedy and self._guide is None
 
-    def take(self, logits_V: Tensor | None, likeliest: int, ends: Collection[int]) -> None:  # noqa: N803
+    def take(self, logits_V: Row | None, likeliest: int, ends: Collection[int]) -> None:  # noqa: N803
         """Choose the next token and send what text it makes certain.
 
         Args:
-            logits_V: `[V]`, fp32; may be None for a plain greedy answer.
-            likeliest: the token with the highest logit.
+            logits_V: `[V]`; may be None for a plain greedy answer.
+            likeliest: the token with the highest logit; read for a plain greedy answer only.
             ends: tokens that end an answer.
         """
         sampling = self.generation.request.sampling

@@ -401,9 +401,10 @@ class Engine:
 
     def _take(self, answers: list[Answer], logits_BV: Tensor) -> None:  # noqa: N803
         """Choose a token for each answer; one that cannot fails alone."""
-        likeliest = logits_BV.argmax(-1).tolist()
-        if any(not answer.plain_greedy for answer in answers):
-            logits_BV = logits_BV.cpu()  # noqa: N806
+        # Whole batches are asked at once, where anybody asks; a card is asked for no more than it has to give.
+        greedy = [answer.plain_greedy for answer in answers]
+        likeliest = logits_BV.argmax(-1).tolist() if any(greedy) else [0] * len(answers)
+        rows_BV = None if all(greedy) else logits_BV.cpu().numpy()  # noqa: N806
         now = self._clock()
         for row, answer in enumerate(answers):
             if answer.done or answer.generation.cancelled:
@@ -412,7 +413,7 @@ class Engine:
             timing.first_token = now if timing.first_token is None else timing.first_token
             timing.finished = now  # before the last event is out: who hears it reads this
             try:
-                answer.take(None if answer.plain_greedy else logits_BV[row], likeliest[row], self.ends)
+                answer.take(None if rows_BV is None else rows_BV[row], likeliest[row], self.ends)
             except Exception as error:  # noqa: BLE001 - the other answers are fine
                 self._fail(answer, error)
                 continue

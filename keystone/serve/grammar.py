@@ -15,12 +15,12 @@ from threading import Lock
 from typing import Any
 
 import llguidance.hf
-import torch
+import numpy as np
 from llguidance import LLMatcher, LLTokenizer
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from keystone.serve.errors import ModelFailedError, UnsupportedValueError
+from keystone.serve.sampling import Row
 
 Schema = Mapping[str, Any] | bool
 
@@ -58,19 +58,18 @@ class Guide:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
-    def mask(self, logits_V: Tensor) -> Tensor:  # noqa: N803 - the shape is in the name
+    def mask(self, logits_V: Row) -> Row:  # noqa: N803 - the shape is in the name
         """The logits, with minus infinity for every token that may not follow.
 
         Args:
-            logits_V: `[V]`, on the CPU; left as it is.
+            logits_V: `[V]`; left as it is.
 
         Raises:
             ModelFailedError: the automaton gave up, mostly because the grammar is too large.
         """
         allowed = self._matcher.compute_logit_bias()
         self._check()
-        forbidden_V = torch.frombuffer(bytearray(allowed), dtype=torch.uint8) == 0  # noqa: N806
-        return logits_V.masked_fill(forbidden_V, float("-inf"))
+        return np.where(np.frombuffer(allowed, dtype=np.uint8) != 0, logits_V, np.float32("-inf"))
 
     def accept(self, token: int) -> bool:
         """Go on by a token; True when the text is complete and nothing may follow."""

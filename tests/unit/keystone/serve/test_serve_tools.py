@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jsonschema
 import llguidance.hf
+import numpy as np
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 import keystone
@@ -119,7 +119,7 @@ def spoken(tokenizer: PreTrainedTokenizerFast, box: Toolbox, seed: int, most: in
     reader = Detokeniser(tokenizer, {token: text for text, token in box.marks.items()})
     said = ""
     for _ in range(most):
-        allowed = (guide.mask(torch.zeros(len(tokenizer))) == 0).nonzero().flatten().tolist()
+        allowed = np.flatnonzero(guide.mask(np.zeros(len(tokenizer), dtype=np.float32)) == 0).tolist()
         token = chance.choice(allowed)
         if token == tokenizer.eos_token_id:
             return said + reader.flush()
@@ -165,7 +165,7 @@ def test_strict_tools_leave_text_free_and_hold_calls(
     plain = made("Hello, I think so.", add_special_tokens=False)["input_ids"]
     guide = grammar.guide()
     for token in [*plain, made.eos_token_id]:
-        assert guide.mask(torch.zeros(len(made)))[token] == 0
+        assert guide.mask(np.zeros(len(made), dtype=np.float32))[token] == 0
         guide.accept(token)
     call = {"hermes": "<tool_call>\n%s", "mistral": "[TOOL_CALLS][%s", "llama": "%s"}[name]
     key = "parameters" if name == "llama" else "arguments"
@@ -176,7 +176,7 @@ def test_strict_tools_leave_text_free_and_hold_calls(
         guide = grammar.guide()
         fits = True
         for token in ids:
-            fits = fits and bool(guide.mask(torch.zeros(len(made)))[token] == 0)
+            fits = fits and bool(guide.mask(np.zeros(len(made), dtype=np.float32))[token] == 0)
             if not fits:
                 break
             guide.accept(token)
