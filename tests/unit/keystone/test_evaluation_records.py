@@ -9,7 +9,7 @@ import pytest
 from adapters import Claim, Confidence, ConvergenceRecord, Evidence, RecordSource
 from csf_store import Archive, Digest, NotFoundError
 from keystone.errors import SuiteFormatError
-from keystone.evaluation import ProcessSandbox
+from keystone.evaluation import Case, ProcessSandbox
 from keystone.evaluation.basics import draw_training
 from keystone.evaluation.record_checks import CHECKER, RecordExecutor, check_of, read_check
 from keystone.evaluation.suite_format import CodeItem
@@ -41,6 +41,11 @@ def test_a_right_answer_holds_and_a_wrong_one_does_not(executor: RecordExecutor)
     wrong = executor(_record(executor, ITEM, "    return object\n"))
     assert (wrong.passed, wrong.total) == (0, len(ITEM.cases))
     assert executor(_record(executor, ITEM, "    exit(0)\n")).passed == 0
+
+
+def test_a_dictionary_in_a_check_keeps_the_order_that_programs_return(executor: RecordExecutor) -> None:
+    item = replace(ITEM, entry_point="keys", cases=(Case(({"b": 1, "a": 2},), ["b", "a"]),))
+    assert list(read_check(check_of(item)).cases[0].args[0]) == ["b", "a"]  # type: ignore[arg-type]
 
 
 def test_a_check_holds_the_tests_and_not_the_solution() -> None:
