@@ -89,7 +89,7 @@ def serve_command(
         prefix_bytes=cache_memory << 18,
         models=max_models,
     )
-    path = _token_file() if tokens is None else tokens
+    path = token_file() if tokens is None else tokens
     if new_token is not None:
         _issue(session, path, new_token)
         return
@@ -147,7 +147,8 @@ def _serve(
             host.close()
 
 
-def _token_file() -> Path:
+def token_file() -> Path:
+    """Where the hashes of tokens are kept if nothing else is said."""
     from platformdirs import user_config_path  # noqa: PLC0415 - not needed for --help
 
     return user_config_path("keystone") / "serve-tokens.json"

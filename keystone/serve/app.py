@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keystone.serve import ollama, openai
+from keystone.serve.asking import MANIFEST_HEADER, leased
 from keystone.serve.chat import text_ids
 from keystone.serve.errors import (
     BadRequestError,
@@ -35,7 +36,7 @@ from keystone.serve.errors import (
 from keystone.serve.fields import RequestFields, parse, read_body, refuse_unknown
 from keystone.serve.host import Host
 from keystone.serve.metrics import Metrics
-from keystone.serve.openai import MANIFEST_HEADER, leased
+from keystone.serve.page import OPEN_PATHS, PageSettings, page_routes
 from keystone.serve.text import decode
 from keystone.serve.tokens import BearerTokens
 
@@ -97,7 +98,7 @@ class Guard:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             if self._tokens is not None:
-                if scope["path"] != "/health":
+                if scope["path"] != "/health" and scope["path"] not in OPEN_PATHS:
                     scope["keystone.client"] = self._tokens.holder(headers.get(b"authorization", ""))
             elif _host_name(headers.get(b"host", "")) not in LOOPBACK_NAMES:
                 raise ForbiddenHostError(
@@ -122,13 +123,20 @@ def error_response(path: str, error: ServeError) -> Response:
     return JSONResponse(body, error.status, headers)
 
 
-def make_app(host: Host, *, tokens: BearerTokens | None = None, drain_seconds: float = 30.0) -> FastAPI:
+def make_app(
+    host: Host,
+    *,
+    tokens: BearerTokens | None = None,
+    drain_seconds: float = 30.0,
+    page: PageSettings | None = None,
+) -> FastAPI:
     """The application on the models of a host, which is closed when the server stops.
 
     Args:
         host: started.
         tokens: who may ask; None for a server that only this machine may ask.
         drain_seconds: how long what runs may take to finish when the server stops.
+        page: what the operator's page may do; default: look.
     """
     metrics = Metrics()
 
@@ -142,6 +150,7 @@ def make_app(host: Host, *, tokens: BearerTokens | None = None, drain_seconds: f
     )
     app.include_router(openai.openai_routes(host))
     app.include_router(ollama.ollama_routes(host))
+    app.include_router(page_routes(host.archive, page))
     _operator_routes(app, host, metrics)
     _error_handlers(app)
     app.add_middleware(Guard, tokens=tokens, metrics=metrics)
