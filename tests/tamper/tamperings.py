@@ -12,22 +12,26 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rfc8785
 from manifest_house import POLICY, SUITE, House, put_tree, signer
 from victim import (
+    GUARD,
     Victim,
     adapter_record,
     adapter_tree,
+    attestation,
     base_tree,
+    guarded,
     merges,
     sign,
     trained,
     training_record,
 )
 
+from adapters import Confidence, Evidence, GuardReport, RecordSource
 from csf_store import Archive, Digest, Kind
 from manifests import (
     AdapterRecord,
@@ -442,6 +446,102 @@ def a_tripwire_measured_on_another_assembly(scene: Scene) -> None:
             suite="basics", suite_digest=SUITE, metric="pass@1", value=other.score, report=other.report
         )
         install(archive, wire_over(scene, archive, second(archive, scene), measures=(measure,)))
+
+
+# -- the guard's own documents, and the gate's ------------------------------------------------------------------------
+
+
+def install_guarded(scene: Scene, **how: object) -> None:
+    with Archive.open(scene.path) as archive:
+        house = scene.house(archive)
+        adapters = (use.adapter for use in second(archive, scene).assembly.adapters)
+        install(archive, guarded(house, house.manifest(*adapters), **how))  # type: ignore[arg-type]
+
+
+@mutation
+def a_guard_report_that_its_numbers_do_not_give(scene: Scene) -> None:
+    effect = scene.rng.uniform(0.0001, 0.02)
+    install_guarded(
+        scene, forge=lambda report: report.revised(judgement=replace(report.judgement, minimal_effect=effect))
+    )
+
+
+@mutation
+def a_number_of_the_guard_changed_in_its_full_report(scene: Scene) -> None:
+    e_value = scene.rng.uniform(0.01, 0.7)
+
+    def forge(report: GuardReport) -> GuardReport:
+        return report.revised(standings=tuple(replace(each, e_value=e_value) for each in report.standings))
+
+    install_guarded(scene, forge=forge)
+
+
+@mutation
+def a_guard_report_of_another_assembly(scene: Scene) -> None:
+    other = Digest.of(scene.rng.randbytes(8))
+    install_guarded(scene, forge=lambda report: report.revised(assembly=other))
+
+
+@mutation
+def a_guard_policy_written_after_the_run(scene: Scene) -> None:
+    """The run is said to have begun before the guard's policy was there; the simple policy's place is not touched."""
+    with Archive.open(scene.path) as archive:
+        early = next(e.seq for e in archive.ledger.entries() if e.fields.get("record") == str(GUARD.digest))
+        began = str(archive.ledger.checkpoint(scene.rng.randrange(early - 1, early + 1)))
+    install_guarded(scene, began=began)
+
+
+def let_in(scene: Scene, **experienced: object) -> None:
+    """An adapter trained on a record that the gate's report lets in as if tests had passed."""
+    with Archive.open(scene.path) as archive:
+        repository = Repository(archive)
+        adapter = adapter_tree(archive, scene.rng.randrange(100, 10**6))
+        training = training_record(repository, scene.victim.base, adapter, None, **experienced)
+        found = adapter_record(scene.victim.base, adapter, None, repository.put_record(training))
+        install_adapter(scene, archive, scene.victim.base, adapter, repository.put_adapter_record(found))
+
+
+@mutation
+def raw_model_output_let_in_by_the_gate(scene: Scene) -> None:
+    ground = scene.rng.choice(["none", "self-scored"])
+    source = RecordSource(kind="model", name="nano", licence="Apache-2.0", assembly=Digest.of(scene.rng.randbytes(8)))
+    let_in(scene, evidence=Evidence(ground=ground, checker="nobody"), source=source)  # type: ignore[arg-type]
+
+
+@mutation
+def experience_that_did_not_pass_let_in_by_the_gate(scene: Scene) -> None:
+    let_in(scene, confidence=Confidence(passed=scene.rng.randrange(3), total=3))
+
+
+@mutation
+def experience_let_in_for_a_check_that_is_not_its_own(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        check = archive.put_bytes(scene.rng.randbytes(8)).digest
+    let_in(scene, evidence=Evidence(ground="tests-passed", check=check, checker="sandbox/1"))
+
+
+@mutation
+def an_attestation_given_again_to_an_old_nonce(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        value = Digest.of(scene.rng.randbytes(8))
+        Repository(archive).put_record(attestation(second(archive, scene), value=value))
+
+
+@mutation
+def an_attestation_of_another_assembly_told_as_of_this(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        told = attestation(second(archive, scene), nonce=scene.rng.randbytes(32).hex(), assembly=Digest.of(b"another"))
+        record = put_forged(archive, told)
+        about = str(second(archive, scene).assembly.digest)
+        archive.ledger.append("evidence", kind="attestation", record=str(record), assembly=about)
+
+
+@mutation
+def an_attestation_that_is_gone(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        about = str(second(archive, scene).assembly.digest)
+        record = str(Digest.of(scene.rng.randbytes(8)))
+        archive.ledger.append("evidence", kind="attestation", record=record, assembly=about)
 
 
 # -- approvals and signatures ----------------------------------------------------------------------------------------

@@ -8,19 +8,39 @@ protected ref that was promoted twice and rolled back; and an auditor who has se
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from manifest_house import POLICY, House, put_tree, signer
+from manifest_house import POLICY, RECIPE, House, put_tree, signer
 from safetensors.numpy import save
 
-from adapters import fit_problem
-from csf_store import Archive, CsfError, Digest, Kind
+from adapters import (
+    Claim,
+    Confidence,
+    Contrast,
+    ConvergenceRecord,
+    Evidence,
+    FamilyLoss,
+    GuardPolicy,
+    GuardReport,
+    RecordSource,
+    ReferenceModel,
+    SignalRule,
+    SignalShift,
+    Standing,
+    conclude,
+    document_problem,
+    fit_problem,
+    tripwire_evidence,
+    tripwire_policy,
+)
+from csf_store import Archive, CsfError, Digest
 from manifests import (
     AcceptedRecord,
     AdapterRecord,
+    Attestation,
     Auditor,
     AuditorState,
     AuditReport,
@@ -31,6 +51,7 @@ from manifests import (
     SourceGateReport,
     TrainingConfig,
     TrainingRecord,
+    Tripwire,
     Verdict,
     manifest_statement,
     put_envelope,
@@ -41,6 +62,7 @@ from manifests import (
 from manifests.auditing.base_forms import archived_tensor_set, tensor_sets_in_memory
 
 MODULE = "model.layers.0.self_attn.q_proj"
+REFS = ("main", "prod", "guarded")
 WIDTH, RANK = 8, 2
 TOKENIZER = {"model": {"type": "BPE", "merges": [["a", "b"], ["ab", "c"], ["abc", "d"]]}}
 
@@ -75,22 +97,35 @@ def adapter_tree(archive: Archive, seed: int) -> Digest:
     return put_tree(archive, files)
 
 
-def gate_report(archive: Archive, tag: str) -> tuple[SourceGateReport, Digest]:
-    """A report that lets one Convergence Record in, and that record."""
-    claim = {"claim": f"{tag} passes", "evidence": "tests", "confidence": 1, "source": "sandbox"}
-    record = archive.put_bytes(json.dumps(claim).encode(), kind=Kind.RECORD).digest
+def experience(archive: Archive, tag: str, **changes: object) -> ConvergenceRecord:
+    """A Convergence Record whose check is in the archive."""
+    check = archive.put_bytes(f"tests of {tag}".encode()).digest
+    return ConvergenceRecord(
+        claim=Claim(suite="basics", task=tag, prompt="def f():", answer=" return 1"),
+        evidence=Evidence(ground="tests-passed", check=check, checker="sandbox/1"),
+        confidence=Confidence(passed=3, total=3),
+        source=RecordSource(kind="person", name="alice", licence="Apache-2.0"),
+    ).revised(**changes)
+
+
+def gate_report(repository: Repository, tag: str, record: ConvergenceRecord) -> tuple[SourceGateReport, Digest]:
+    """A report that lets one Convergence Record in as if it stood on tests, and that record."""
+    stored = repository.put_record(record)
+    check = experience(repository.archive, tag).evidence.check
     report = SourceGateReport(
         gate="source-gate/1",
-        accepted=(AcceptedRecord(record=record, ground="tests-passed"),),
+        accepted=(AcceptedRecord(record=stored, ground="tests-passed", evidence=check),),
         rejected=(RejectedRecord(record=Digest.of(tag.encode()), reason="raw model output"),),
         data=(Digest.of(f"data of {tag}".encode()),),
     )
-    return report, record
+    return report, stored
 
 
-def training_record(repository: Repository, base: Digest, adapter: Digest, parent: Digest | None) -> TrainingRecord:
-    archive = repository.archive
-    report, record = gate_report(archive, str(adapter))
+def training_record(
+    repository: Repository, base: Digest, adapter: Digest, parent: Digest | None, **experienced: object
+) -> TrainingRecord:
+    archive, tag = repository.archive, str(adapter)
+    report, record = gate_report(repository, tag, experience(archive, tag, **experienced))
     weights = next(tensor_sets_in_memory(archive, base, {}))
     return TrainingRecord(
         base=base,
@@ -149,6 +184,74 @@ def promote(house: House, manifest: Manifest) -> tuple[Digest, Digest]:
     return approved, approval
 
 
+SEALED = Digest.of(b"sealed")
+GUARD = GuardPolicy(
+    name="weekly/1",
+    sentinel=Digest.of(b"sentinel"),
+    fresh_suite="basics",
+    signals=(SignalRule(name="length", harm="either", tolerance=0.25, relative=True, noise=0.5),),
+)
+
+
+def guard_report(manifest: Manifest) -> GuardReport:
+    """The guard's full word on a manifest's assembly: better on the draw, nothing lost."""
+    even = Contrast(800, 40, 0.0, 0.01, 0.5, 0.5, 0.0001)
+    better = Contrast(800, 40, 0.125, 0.015625, 0.9999, 0.0001, 0.0001)
+    shift = SignalShift("length", 20.0, 20.125, 0.1, 0.1, -0.1, 0.3, 5.0)
+    standings = tuple(
+        Standing(name, better, even, FamilyLoss("lists", 2, 2, 30, 0.7), 0, 0.75, (-0.125, 0.0625), (shift,))
+        for name in GUARD.references
+    )
+    return GuardReport(
+        policy=GUARD.digest,
+        assembly=manifest.assembly.digest,
+        recipe=RECIPE.digest,
+        draw="week-31",
+        commitment=SEALED,
+        references=tuple(ReferenceModel(name=name, assembly=Digest.of(name.encode())) for name in GUARD.references),
+        look=1,
+        standings=standings,
+        judgement=conclude(GUARD, standings),
+    )
+
+
+def guarded(
+    house: House,
+    manifest: Manifest,
+    *,
+    forge: Callable[[GuardReport], GuardReport] = lambda report: report,
+    began: str | None = None,
+) -> Manifest:
+    """The same with the guard's report and the tripwire's over it, policies first."""
+    repository = house.repository
+    true = guard_report(manifest)
+    repository.put_record(tripwire_policy(GUARD, commitment=true.commitment))
+    began = began or str(repository.archive.ledger.checkpoint())
+    repository.put_record(GUARD)
+    found = tripwire_evidence(GUARD, true, incumbent=None, began=began)
+    assert found is not None
+    detail = repository.put_record(forge(true))
+    for number in found.numbers:
+        repository.put_record(number)
+    stored = repository.put_record(found.report.revised(detail=detail))
+    wire = Tripwire(status=found.report.status, report=stored, recipe=RECIPE.digest)
+    return manifest.revised(tripwire=wire, recipe=RECIPE)
+
+
+def attestation(manifest: Manifest, **changes: object) -> Attestation:
+    """What a server may have said of a manifest."""
+    recipe = manifest.recipe or RECIPE
+    return Attestation(
+        assembly=manifest.assembly.digest,
+        recipe=recipe.digest,
+        nonce="0f" * 32,
+        value=Digest.of(b"live tensors"),
+        tensors=3,
+        device="cpu",
+        libraries={"torch": "2"},
+    ).revised(**changes)
+
+
 def build(path: Path) -> Victim:
     """Make it, in a directory that is not there."""
     with Archive.create(path) as archive:
@@ -172,6 +275,12 @@ def build(path: Path) -> Victim:
         sign(house, second)
         refs.set("main", first, expected=None)
         refs.set("main", second, expected=first)
+        house.repository.put_record(tripwire_policy(GUARD, commitment=SEALED))
+        house.repository.put_record(GUARD)
+        watched = house.repository.put(guarded(house, house.manifest(child)))
+        refs.set("guarded", watched, expected=None)
+        sign(house, watched)
+        house.repository.put_record(attestation(house.repository.load(second)))
         return Victim(house.base, house.tokenizer, (parent, child), bare, first, second, (one, two))
 
 
@@ -185,8 +294,8 @@ def merges(changed: bool = False) -> bytes:
 def audit_all(path: Path, state: Path, also: Sequence[Digest] = ()) -> list[AuditReport]:
     """What an auditor does: open, audit every ref, and whatever else is asked about."""
     with Archive.open(path) as archive:
-        auditor = Auditor(archive, fit=fit_problem, state=AuditorState(state))
-        return [*(auditor.audit_target(name) for name in ("main", "prod")), *(auditor.audit(each) for each in also)]
+        auditor = Auditor(archive, fit=fit_problem, documents=document_problem, state=AuditorState(state))
+        return [*(auditor.audit_target(name) for name in REFS), *(auditor.audit(each) for each in also)]
 
 
 def faults(path: Path, state: Path, also: Sequence[Digest] = ()) -> list[str]:
