@@ -14,6 +14,7 @@ COMMANDS = {
     "cache": ("caching", "Quantized weights that are kept: list them, drop them."),
     "bench": ("benching", "Measure what each way to hold a model costs it."),
     "models": ("models", "The model registry: who is there, and who may lead a task."),
+    "council": ("council", "Several models propose, tests decide."),
     "serve": ("serving", "Answer clients of OpenAI's and Ollama's APIs."),
     "import": ("importing", "Bring a base into the archive."),
     "parity": ("parity", "Compare our forward pass with the vendor's engine."),
