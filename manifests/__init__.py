@@ -53,6 +53,7 @@ from manifests.head_to_head import (
     contest_verdict,
     head_to_head_statement,
 )
+from manifests.interchange.checking import bill_differences, bill_subject
 from manifests.interchange.contents import HashedFile, hash_pieces
 from manifests.interchange.cyclonedx import (
     ExportedFiles,
@@ -216,6 +217,8 @@ __all__ = [
     "attach",
     "audit",
     "audit_page",
+    "bill_differences",
+    "bill_subject",
     "canonical_bytes",
     "canonical_digest",
     "check_cyclonedx",

@@ -50,6 +50,12 @@ _BESIDE = {"bom.cdx.json": "bill     ", "model.sig": "signature"}
     metavar="FILE",
     help="Without DIR: where the bill goes. Default: standard output.",
 )
+@click.option(
+    "--check",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --sbom: compare a bill with the one that the archive would write, field by field.",
+)
 @click.option("--model-signing", is_flag=True, help="Also sign DIR as OpenSSF model-signing does: DIR/model.sig.")
 @click.option(
     "--signing-key",
@@ -72,6 +78,7 @@ def export_command(
     force: bool,
     sbom: str | None,
     output: Path | None,
+    check: Path | None,
     model_signing: bool,
     signing_key: Path | None,
 ) -> None:
@@ -91,9 +98,15 @@ def export_command(
       keystone export prod vendor/ --format vendor
       keystone export smol smol-gguf/ --format gguf
       keystone export prod --sbom cyclonedx -o prod.cdx.json
+      keystone export prod --sbom cyclonedx --check prod.cdx.json
       keystone export prod signed/ --sbom cyclonedx --model-signing --signing-key EC.pem
     """  # noqa: D301 - \b is for click
     _check_usage(directory, sbom, output, signing_key, model_signing=model_signing)
+    if check is not None:
+        if sbom is None or directory is not None or output is not None:
+            raise click.UsageError("--check goes with --sbom, and writes nothing")
+        _check_bill(session, target, check)
+        return
     if directory is None:
         _bill_alone(session, target, output, force=force)
         return
@@ -158,6 +171,27 @@ def _bill_alone(session: Session, target: str, output: Path | None, *, force: bo
     _write(output, bill)
     fields: dict[str, Value] = {"manifest": str(digest), "path": str(output), "size": len(bill)}
     session.item(fields, f"{output}: CycloneDX bill of {digest}, {human_size(len(bill))}")
+
+
+def _check_bill(session: Session, target: str, file: Path) -> None:
+    """A bill against the archive; exits with 1 when they differ."""
+    from keystone.errors import InvalidInputError  # noqa: PLC0415 - with the others
+    from manifests import Repository, bill_differences, bill_subject, planned_hashing  # noqa: PLC0415 - pydantic
+
+    data = file.read_bytes()
+    with session.open() as archive:
+        repository = Repository(archive)
+        digest = repository.resolve(target)
+        if bill_subject(data) != digest:
+            raise InvalidInputError(f"{file} is the bill of {bill_subject(data)}; {target} is {digest}")
+        with progress_bar(session, "hash", planned_hashing(archive, repository.load(digest))) as progress:
+            found = bill_differences(archive, data, progress=progress)
+    for each in found:
+        session.item({"difference": each}, f"FAIL  {each}")
+    fields: dict[str, Value] = {"manifest": str(digest), "path": str(file), "ok": not found}
+    session.item(fields, f"{file}: {'differs from' if found else 'is'} the bill of {digest}")
+    if found:
+        click.get_current_context().exit(1)
 
 
 def _write(path: Path, data: bytes) -> None:

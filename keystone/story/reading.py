@@ -71,10 +71,11 @@ def _rows(archive: Archive, query: StoryQuery, about: _Mentions | None) -> Itera
         return _grouped(_chosen(ledger.entries(first), query, about))
     plain = about is None and not query.kinds and query.until is None
     start = max(first, ledger.size - query.limit * _PER_SENTENCE) if plain else first
-    found = deque(_grouped(_chosen(ledger.entries(start), query, about)), maxlen=query.limit)
-    if len(found) < query.limit and start > first:
+    # One more than is asked for: where reading began in the middle, the first row may be the rest of a longer one.
+    found = deque(_grouped(_chosen(ledger.entries(start), query, about)), maxlen=query.limit + 1)
+    if len(found) <= query.limit and start > first:
         found = deque(_grouped(_chosen(ledger.entries(first), query, about)), maxlen=query.limit)
-    return found
+    return list(found)[-query.limit :]
 
 
 def _chosen(entries: Iterable[LedgerEntry], query: StoryQuery, about: _Mentions | None) -> Iterator[LedgerEntry]:

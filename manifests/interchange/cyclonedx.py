@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
@@ -42,6 +43,7 @@ from manifests.interchange.model_card import PREFIX, adapter_card, model_card
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
+    from cyclonedx.validation.json import JsonStrictValidator
 
 SPEC_VERSION = "1.6"
 _NAMESPACE = UUID("6b657973-746f-5e65-9369-676d61300000")
@@ -98,11 +100,17 @@ def write_cyclonedx(facts: Facts, exported: ExportedFiles | None = None) -> byte
 
 def cyclonedx_problem(data: bytes) -> str | None:
     """What the CycloneDX library's strict validator has against a bill, or None."""
+    found = _validator().validate_str(data.decode())
+    return None if found is None else str(found.data)
+
+
+@cache
+def _validator() -> JsonStrictValidator:
+    """Made once: reading its schemas takes longer than any bill."""
     from cyclonedx.schema import SchemaVersion  # noqa: PLC0415 - an extra
     from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415
 
-    found = JsonStrictValidator(SchemaVersion.from_version(SPEC_VERSION)).validate_str(data.decode())
-    return None if found is None else str(found.data)
+    return JsonStrictValidator(SchemaVersion.from_version(SPEC_VERSION))
 
 
 @dataclass

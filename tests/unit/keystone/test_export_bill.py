@@ -136,6 +136,10 @@ def test_the_bill_alone_on_the_command_line(archive: Archive, tmp_path: Path) ->
     assert (tmp_path / "b.json").read_text() == shown
     assert (told["manifest"], told["size"]) == (str(manifest), len(shown.encode()))
     run(archive, str(manifest), "--sbom", "cyclonedx", "-o", tmp_path / "b.json", code=8)
+    run(archive, str(manifest), "--sbom", "cyclonedx", "--check", tmp_path / "b.json")
+    (tmp_path / "forged.json").write_text(shown.replace('"Apache-2.0"', '"MIT"', 1))
+    forged = run(archive, str(manifest), "--sbom", "cyclonedx", "--check", tmp_path / "forged.json", code=1).stdout
+    assert 'says "MIT", the archive "Apache-2.0"' in forged
     assert Digest.parse(json.loads(shown)["metadata"]["component"]["version"]) == manifest
     for wrong in (
         (),

@@ -1,28 +1,37 @@
 """A bill of materials against the validator that brings its schemas, and against the bytes it speaks of."""
 
+import dataclasses
 import hashlib
 import json
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from blake3 import blake3
 from manifest_house import House, signer
 
-from csf_store import Digest
+from csf_store import CsfError, Digest
 from manifests import (
     EvalSummary,
+    ExportedFiles,
     InvalidDocumentError,
+    ManifestError,
     MissingExtraError,
     RefusedError,
     Source,
     Tripwire,
+    bill_differences,
+    bill_subject,
     collect_facts,
     cyclonedx_bill,
     cyclonedx_problem,
+    hash_pieces,
     planned_hashing,
     trust_key,
+    write_cyclonedx,
 )
 from manifests.interchange.hub import source_url
 
@@ -142,6 +151,71 @@ def test_the_validator_bites(house: House, full: Digest) -> None:
             at = at[int(step) if step.isdecimal() else step]
         at.update(change)
         assert cyclonedx_problem(json.dumps(bill).encode()) is not None, path
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON document that holds a text or a number."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path
+
+
+def refused(house: House, data: bytes) -> bool:
+    try:
+        return bool(bill_differences(house.archive, data))
+    except (ManifestError, CsfError):
+        return True
+
+
+def test_a_forged_field_is_found_wherever_it_is(house: House, full: Digest) -> None:
+    whole = cyclonedx_bill(house.archive, full)
+    assert bill_differences(house.archive, whole) == ()
+    assert bill_subject(whole) == full
+    places = sorted(leaves(json.loads(whole)), key=str)
+    assert len(places) > 150
+    metric = ("metadata", "component", "modelCard", "quantitativeAnalysis", "performanceMetrics", 0, "value")
+    for place in [metric, *random.Random(7).sample(places, 11)]:
+        bill = at = json.loads(whole)
+        for step in place[:-1]:
+            at = at[step]
+        old = at[place[-1]]
+        at[place[-1]] = f"{old[:-1]}{'1' if old[-1] != '1' else '2'}" if isinstance(old, str) else old + 1
+        assert refused(house, json.dumps(bill).encode()), place
+    for lost in ("modelCard", "pedigree", "licenses"):
+        bill = json.loads(whole)
+        del bill["metadata"]["component"][lost]
+        assert f"metadata.component.{lost} is missing" in bill_differences(house.archive, json.dumps(bill).encode())
+    bill = json.loads(whole)
+    bill["metadata"]["component"]["publisher"] = "somebody"
+    (difference,) = bill_differences(house.archive, json.dumps(bill).encode())
+    assert difference == "metadata.component.publisher is nothing that the archive tells"
+    for rubbish in (b"", b"[]", b"{}", b"\xff", b"[" * 100_000):
+        with pytest.raises(InvalidDocumentError):
+            bill_subject(rubbish)
+
+
+def test_the_bill_of_an_exported_directory_is_checked_too(house: House, full: Digest) -> None:
+    facts = collect_facts(house.archive, full)
+    held = facts.files(house.base)[0]
+    made = hash_pieces("merged.safetensors", [b"made by a merge"])
+    whole = write_cyclonedx(facts, ExportedFiles("transformers", (held, made)))
+    assert bill_differences(house.archive, whole) == ()
+    (difference,) = bill_differences(house.archive, whole.replace(b'"transformers"', b'"gguf"'))
+    assert difference.startswith("serialNumber says")
+    bill = json.loads(whole)
+    for row in bill["metadata"]["component"]["components"]:
+        for each in row["hashes"]:
+            each["content"] = each["content"] if row["name"] != held.path or each["alg"] == "BLAKE3" else "0" * 64
+    (difference,) = bill_differences(house.archive, json.dumps(bill).encode())
+    assert "0000" in difference
+    assert held.sha256[:20] in difference
+
+
+def test_a_manifest_the_ledger_never_heard_of_has_no_time(house: House, full: Digest) -> None:
+    unheard = dataclasses.replace(collect_facts(house.archive, full), arrived=None)
+    assert "timestamp" not in json.loads(write_cyclonedx(unheard))["metadata"]
 
 
 def test_no_bill_leaves_that_the_validator_refuses(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

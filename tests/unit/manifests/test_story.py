@@ -115,6 +115,16 @@ def test_documents_without_words_of_their_own_are_counted(house: House) -> None:
     assert (many.count, one.count) in {(12, 1), (11, 1), (10, 1)}  # a minute may end in between
     assert many.text.endswith(f"convergence records arrived, {records[-1][:15]} last")
     assert one.text == f"an attestation arrived: {records[0][:15]}"
+    assert told(house, limit=2) == [many, one]
+
+
+def test_a_short_story_looks_as_far_back_as_it_must(house: House) -> None:
+    blob = house.archive.put_bytes(b"x").digest
+    house.archive.ledger.append("pin", digest=str(blob), kind="blob", name="early")
+    for number in range(40):
+        house.archive.ledger.append("pin", digest=str(blob), kind="record", name=str(number))
+    house.archive.ledger.append("pin", digest=str(blob), kind="blob", name="late")
+    assert texts(house, limit=2) == [f"put the file {name}: {blob.short}" for name in ("early", "late")]
 
 
 KNOWN = ("evidence", "adapter.record", "signed", "key.trust", "key.revoke", "collected", "cycle", "holdout")
