@@ -1,8 +1,8 @@
 // What is drawn: the lineage as a layered graph, a score as a dot in its interval. Text only ever enters as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-const BOX = { width: 168, height: 46, across: 214, down: 60 };
-const LETTERS = 22;
+const BOX = { width: 162, height: 46, across: 198, down: 58 };
+const LETTERS = 21;
 
 export function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, tag);

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from csf_store import CsfError, Digest
 from keystone.combining.records import AdapterMerge, merges
-from manifests import JsonObject, Manifest, ManifestError, Repository
+from manifests import AdapterUse, JsonObject, Manifest, ManifestError, Repository
 
 MOST_NODES = 120
 """What fits a screen; a larger graph says that it was cut."""
@@ -60,7 +60,7 @@ class _Drawing:
         uses = manifest.assembly.adapters
         above = [use.adapter for use in uses] or [base]
         column = 1 + max(self._columns[each] for each in above)
-        worn = " + ".join(f"{use.weight:g} x {use.adapter.hex[:6]}" for use in uses) or "bare base"
+        worn = " + ".join(map(_worn, uses)) or "bare base"
         self._node(digest, "manifest", worn, column=column)
         self.nodes[digest] = {**self.nodes[digest], "refs": sorted(names), "tripwire": manifest.tripwire.status}
         for each in above:
@@ -98,3 +98,8 @@ class _Drawing:
         self.nodes.setdefault(
             digest, {"digest": str(digest), "kind": kind, "text": text, "column": column, "refs": [], "problem": None}
         )
+
+
+def _worn(use: AdapterUse) -> str:
+    name = use.adapter.hex[:6]
+    return f"wears {name}" if use.weight == 1 else f"{use.weight:g} of {name}"

@@ -112,7 +112,7 @@ function drawRefs(ref) {
     },
     h("span", { class: "row" }, h("span", { class: "name" }, ...breakable(each.name)),
       h("span", { class: "small quiet when" }, ago(each.moved))),
-    h("span", { class: "row" }, h("span", { class: "quiet" }, each.target ? digest(each.target) : "nowhere"),
+    h("span", { class: "row" }, h("span", { class: "quiet" }, each.target ? mono(each.target.slice(3, 13), { title: each.target }) : "nowhere"),
       manifest ? tripwireChip(manifest.tripwire ?? "unreadable") : null));
     return h("li", {}, button);
   }));
@@ -177,8 +177,8 @@ function scores(ref, manifest) {
       h("td", { class: "number quiet" }, match ? shown(match.score) : "–"),
       h("td", { class: "whisker" }, whisker(score, match)));
   });
-  const head = ["Suite", "Score", "Interval", "Items", "Before", ""].map((text, number) =>
-    h("th", { scope: "col", class: number && number < 5 ? "number" : "" }, text));
+  const head = ["Suite", "Score", "Interval", "Items", "Before", "● now  ○ before"].map((text, place) =>
+    h("th", { scope: "col", class: place === 5 ? "legend number" : place ? "number" : "" }, text));
   return section("scores", "Scores", null, rows.length
     ? h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows)))
     : h("p", { class: "quiet" }, "Nothing was measured on exactly these weights. ", mono("keystone eval"), " does."));
@@ -191,7 +191,7 @@ function tripwire() {
   if (!found.report) {
     return section("tripwire", "Tripwire", null, h("p", { class: "quiet" }, "Untested: no report stands behind these weights."));
   }
-  const number = (value) => (value === null ? "–" : Number(value).toPrecision(4));
+  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
   const rows = found.rules.map((rule) => h("tr", {},
     h("th", { scope: "row" }, rule.rule),
     h("td", { class: "number" }, number(rule.value)),

@@ -99,7 +99,7 @@ def _move(repository: Repository, told: Told) -> None:
         envelope = put_envelope(repository.archive, seal(approval_statement(approval), key))
         refs.promote("prod", target, approval=envelope, reason=reason)
     refs.set("canary", told.second, expected=None)
-    refs.set("canary", told.bad, expected=told.second, reason=HOSTILE)
+    refs.set("canary", told.bad, expected=told.second, reason="rank 2 at 1.5")
     refs.set("experiments/merge", told.both, expected=None, reason="0.7 of one, 0.3 of the other")
     refs.set("base", told.bare, expected=None)
 

@@ -93,6 +93,8 @@ def test_the_page_asks_nobody_else_and_runs_nothing_inline(desk: Desk) -> None:
 
 
 def test_the_state_says_what_refs_point_at_and_where_they_may_go_back_to(desk: Desk) -> None:
+    desk.refs.set("canary", desk.told.second, expected=desk.told.bad)
+    desk.refs.set("canary", desk.told.bad, expected=desk.told.second, reason=HOSTILE)
     state, told = desk.get("/ui/data/state"), desk.told
     refs = {ref["name"]: ref for ref in state["refs"]}
     assert {name: ref["target"] for name, ref in refs.items()} == {
@@ -135,6 +137,7 @@ def test_the_lineage_draws_a_merge_from_both_parents_and_leads_to_the_right(desk
 
 
 def test_the_story_comes_in_pages_without_a_gap(desk: Desk) -> None:
+    desk.refs.set("canary", desk.told.second, expected=desk.told.bad, reason=HOSTILE)
     first = desk.get("/ui/data/story?count=10")
     seen = [event["seq"] for event in first["events"]]
     rest = desk.get(f"/ui/data/story?before={first['start']}&count=200")
