@@ -1,12 +1,16 @@
 """What both APIs do with a request on its way to an engine."""
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastapi import Request
 
 from keystone.serve.host import Host, Lease
 from keystone.serve.tools import Toolbox
 
+T = TypeVar("T")
+_QUICK = 4096  # characters; less than a millisecond's work for a tokenizer
 MANIFEST_HEADER = "X-Keystone-Manifest"
 
 
@@ -25,3 +29,11 @@ async def leased(host: Host, name: str) -> Lease:
 def marks_of(box: Toolbox | None) -> dict[int, str]:
     """The special tokens that an answer with these tools shows."""
     return {} if box is None else {token: text for text, token in box.marks.items()}
+
+
+async def prepared(size: int, work: Callable[[], T]) -> T:
+    """Templates and tokenizers at work: at once for so few characters, else beside the event loop.
+
+    A thread of its own costs a short prompt more than its tokens do.
+    """
+    return work() if size <= _QUICK else await asyncio.to_thread(work)

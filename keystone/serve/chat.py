@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.tools import Tool, Toolbox, takes_tools
 
+_LONG = 1 << 20
 _HEADINGS = {"system": "### System:", "user": "### User:", "assistant": "### Assistant:"}
 
 
@@ -71,6 +72,11 @@ class Conversation:
     several: bool = True
     must: bool = False
     only: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters of all turns; with tools, too many to count."""
+        return sum(len(message.content) for message in self.messages) + (_LONG if self.tools else 0)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from keystone.serve.call_reader import ToolCall
 from keystone.serve.chat import ChatPrompt, Conversation, Message, chat_prompt, text_ids
 from keystone.serve.errors import BadRequestError, ServeError, UnsupportedValueError
 from keystone.serve.fields import parse, read_body
-from keystone.serve.generation import Finished, GenerationRequest
+from keystone.serve.generation import Finished, GenerationRequest, Piece
 from keystone.serve.grammar import Grammar
 from keystone.serve.host import Host, Lease
 from keystone.serve.ollama_fields import (
@@ -166,7 +166,7 @@ async def _answer(
                 fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
                 variant=stream.lease.served.variant,
                 client=client_of(request),
-                grammar=await asyncio.to_thread(_grammar, stream, fields),
+                grammar=await _grammar(stream, fields),
                 marks=marks_of(prompt.box),
             )
         )
@@ -187,23 +187,25 @@ async def _answer(
         raise
 
 
-def _grammar(stream: AnswerStream, fields: OllamaFields) -> Grammar | None:
-    grammars = stream.lease.engine.grammars
-    return fields.grammar(grammars) if stream.box is None else stream.box.grammar(grammars)
+async def _grammar(stream: AnswerStream, fields: OllamaFields) -> Grammar | None:
+    box, grammars = stream.box, stream.lease.engine.grammars
+    if box is not None:
+        return await asyncio.to_thread(box.grammar, grammars)
+    return await asyncio.to_thread(fields.grammar, grammars) if fields.format else None
 
 
 async def _lines(stream: AnswerStream, fields: OllamaFields, head: Json, shape: _Shape) -> AsyncIterator[str]:
     try:
-        async for _, event in stream.events():
-            line = {**head, "created_at": now()}
-            if isinstance(event, Finished):
-                yield _ndjson({**line, **shape("", ()), **_closing(stream, event.reason, event.tokens)})
-            else:
-                yield _ndjson(
-                    {**line, **shape(event.text, event.calls), **_scored(stream, fields, event.scores), "done": False}
-                )
+        async for bunch in stream.bunches():
+            yield "".join(_line(stream, fields, {**head, "created_at": now()}, shape, event) for _, event in bunch)
     except ServeError as error:
         yield _ndjson(error_body(error))
+
+
+def _line(stream: AnswerStream, fields: OllamaFields, head: Json, shape: _Shape, event: Piece | Finished) -> str:
+    if isinstance(event, Finished):
+        return _ndjson({**head, **shape("", ()), **_closing(stream, event.reason, event.tokens)})
+    return _ndjson({**head, **shape(event.text, event.calls), **_scored(stream, fields, event.scores), "done": False})
 
 
 def _scored(stream: AnswerStream, fields: OllamaFields, scores: Sequence[TokenScore]) -> Json:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of
+from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of, prepared
 from keystone.serve.chat import chat_prompt, text_ids
 from keystone.serve.errors import BadRequestError, ServeError
 from keystone.serve.fields import parse, read_body
@@ -51,7 +51,7 @@ def openai_routes(host: Host) -> APIRouter:
         stream = AnswerStream(await leased(host, fields.model))
         try:
             tokenizer = stream.lease.engine.tokenizer
-            prompt = await asyncio.to_thread(chat_prompt, tokenizer, conversation)
+            prompt = await prepared(conversation.size, lambda: chat_prompt(tokenizer, conversation))
             stream.box = prompt.box
             made = GenerationRequest(
                 prompt.ids,
@@ -61,7 +61,7 @@ def openai_routes(host: Host) -> APIRouter:
                 fields.n,
                 stream.lease.served.variant,
                 client_of(request),
-                grammar=await asyncio.to_thread(_grammar, stream, fields),
+                grammar=await _grammar(stream, fields),
                 marks=marks_of(prompt.box),
             )
             stream.submit(made)
@@ -82,7 +82,8 @@ def openai_routes(host: Host) -> APIRouter:
             )
         stream = AnswerStream(await leased(host, fields.model))
         try:
-            ids = [await asyncio.to_thread(_prompt_ids, stream.lease, prompt) for prompt in prompts]
+            size = sum(map(len, prompts))
+            ids = await prepared(size, lambda: [_prompt_ids(stream.lease, prompt) for prompt in prompts])
             sampling = _sampling(stream, fields, scores=fields.logprobs is not None, alternatives=fields.logprobs or 0)
             for each in ids:
                 stream.submit(
@@ -123,11 +124,11 @@ def _sampling(stream: AnswerStream, fields: CommonFields, *, scores: bool, alter
     return fields.sampling(vocabulary=vocabulary, scores=scores, alternatives=alternatives)
 
 
-def _grammar(stream: AnswerStream, fields: ChatFields) -> Grammar | None:
-    grammars = stream.lease.engine.grammars
-    if stream.box is not None:
-        return stream.box.grammar(grammars)
-    return None if fields.response_format is None else fields.response_format.grammar(grammars)
+async def _grammar(stream: AnswerStream, fields: ChatFields) -> Grammar | None:
+    form, box, grammars = fields.response_format, stream.box, stream.lease.engine.grammars
+    if box is not None:
+        return await asyncio.to_thread(box.grammar, grammars)
+    return None if form is None else await asyncio.to_thread(form.grammar, grammars)
 
 
 def _prompt_ids(lease: Lease, prompt: str | list[int]) -> tuple[int, ...]:
@@ -158,27 +159,30 @@ async def _respond(request: Request, stream: AnswerStream, fields: CommonFields,
 
 async def _sse(stream: AnswerStream, shape: Shape, fields: CommonFields) -> AsyncIterator[str]:
     kind = "chat.completion.chunk" if shape.kind == "chat.completion" else shape.kind
-    usage_slot: Json = {"usage": None} if fields.includes_usage else {}
-
-    def line(*choices: Json, **more: Any) -> str:
-        return _data({**shape.head, "object": kind, "choices": list(choices), **usage_slot, **more})
-
+    # All lines of a stream begin alike, and one is written for every token.
+    before = f'data: {_encode({**shape.head, "object": kind})[:-1]},"choices":['
+    usage = ',"usage":null' if fields.includes_usage else ""
+    after = f"]{usage}}}\n\n"
     tokens = 0
     try:
-        for number in range(len(stream)):
-            if (opening := shape.opening(number)) is not None:
-                yield line(opening)
-        async for number, event in stream.events():
-            if isinstance(event, Finished):
-                tokens += event.tokens
-                yield line(shape.ending(number, event.reason))
-            else:
-                yield line(shape.piece(number, event))
+        openings = [shape.opening(number) for number in range(len(stream))]
+        first = "".join(f"{before}{_encode(each)}{after}" for each in openings if each is not None)
+        if first:
+            yield first
+        async for bunch in stream.bunches():
+            lines = []
+            for number, event in bunch:
+                if isinstance(event, Finished):
+                    tokens += event.tokens
+                    lines.append(shape.ending(number, event.reason))
+                else:
+                    lines.append(shape.piece(number, event))
+            yield "".join(f"{before}{_encode(line)}{after}" for line in lines)
     except ServeError as error:
         yield _data(error_body(error))
         return
     if fields.includes_usage:
-        yield line(usage=shape.usage(tokens))
+        yield _data({**shape.head, "object": kind, "choices": [], "usage": shape.usage(tokens)})
     yield "data: [DONE]\n\n"
 
 

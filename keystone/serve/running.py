@@ -1,6 +1,7 @@
 """From an application to a listening server, and back: bind, announce, serve, drain."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp
 from keystone.errors import RefusedError, StorageError
 
 BACKLOG = 512
+# How long a thread may keep the interpreter while another waits for it. Python's 5 ms are as long as a small model's
+# step, and the engine's thread would wait that long whenever it comes back from torch while a response is written.
+SWITCH_SECONDS = 0.0005
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,6 +72,7 @@ def server_for(app: ASGIApp, *, drain_seconds: float) -> uvicorn.Server:
 def serve(app: ASGIApp, listening: socket.socket, *, drain_seconds: float, ready: Callable[[str], None]) -> None:
     """Serve until a signal comes."""
     ready(url_of(listening))
+    sys.setswitchinterval(SWITCH_SECONDS)
     server_for(app, drain_seconds=drain_seconds).run(sockets=[listening])
 
 

@@ -22,6 +22,7 @@ from keystone.serve.sampling import TokenScore
 from keystone.serve.tools import Toolbox
 
 T = TypeVar("T")
+Numbered = tuple[int, Piece | Finished]
 
 
 @dataclass
@@ -124,37 +125,44 @@ class AnswerStream:
         """Tokens of all prompts."""
         return sum(len(generation.request.prompt) for generation in self.generations)
 
-    async def events(self) -> AsyncIterator[tuple[int, Piece | Finished]]:
-        """Every event with the number of its answer, until all answers are complete.
+    async def bunches(self) -> AsyncIterator[list[Numbered]]:
+        """Every event with the number of its answer, as many at once as are there, until all answers are complete.
 
         Raises:
-            ServeError: a generation failed.
+            ServeError: a generation failed; what came before it is out by then.
         """
         left = self._open
         readers = [None if self.box is None else CallReader(self.box) for _ in range(left)]
-        while left:
-            choice, event = await self._events.get()
-            if isinstance(event, Failed):
-                raise event.error
-            left -= isinstance(event, Finished)
-            reader = readers[choice]
-            if reader is None:
-                yield choice, event
-                continue
-            for seen in with_calls(reader, event):
-                yield choice, seen
+        failed: Failed | None = None
+        while left and failed is None:
+            waiting = [await self._events.get()]
+            while not self._events.empty():
+                waiting.append(self._events.get_nowait())
+            bunch: list[Numbered] = []
+            for choice, event in waiting:
+                if isinstance(event, Failed):
+                    failed = event
+                    break
+                left -= isinstance(event, Finished)
+                reader = readers[choice]
+                bunch += [(choice, seen) for seen in ([event] if reader is None else with_calls(reader, event))]
+            if bunch:
+                yield bunch
+        if failed is not None:
+            raise failed.error
 
     async def collect(self) -> list[Choice]:
         """All answers, complete."""
         choices = [Choice() for _ in range(self._open)]
-        async for number, event in self.events():
-            choice = choices[number]
-            if isinstance(event, Finished):
-                choice.reason, choice.tokens = event.reason, event.tokens
-            else:
-                choice.text += event.text
-                choice.calls += event.calls
-                choice.scores += event.scores
+        async for bunch in self.bunches():
+            for number, event in bunch:
+                choice = choices[number]
+                if isinstance(event, Finished):
+                    choice.reason, choice.tokens = event.reason, event.tokens
+                else:
+                    choice.text += event.text
+                    choice.calls += event.calls
+                    choice.scores += event.scores
         return choices
 
     def close(self) -> None:

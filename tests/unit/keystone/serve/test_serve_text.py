@@ -1,11 +1,16 @@
 """Text as it streams: no half characters, no stop strings, and in the end exactly what a decoder would say."""
 
+import asyncio
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from keystone.nano.tokenizer import load_tokenizer
+from keystone.serve.generation import Piece
+from keystone.serve.streams import Mailbox
 from keystone.serve.text import REPLACEMENT, Detokeniser, StopFilter, decode
 
 NANO = load_tokenizer()
@@ -79,3 +84,43 @@ def test_a_stop_string_is_never_sent_however_the_text_is_cut(text: str, stops: l
 @pytest.mark.parametrize("stops", [(), ("",)])
 def test_no_stop_string_holds_nothing_back(stops: tuple[str, ...]) -> None:
     assert StopFilter(stops).feed("anything") == "anything"
+
+
+def test_one_wake_up_brings_all_that_came_together() -> None:
+    calls = 0
+
+    async def listen() -> list[int]:
+        nonlocal calls
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+        real = loop.call_soon_threadsafe
+
+        def counted(*args: object) -> object:
+            nonlocal calls
+            calls += 1
+            return real(*args)
+
+        loop.call_soon_threadsafe = counted
+        box = Mailbox(loop)
+        for number in range(5):
+            box.post(queue, number, Piece(number, "x"))
+        heard = [(await queue.get())[0] for _ in range(5)]
+        thread = threading.Thread(target=lambda: [box.post(queue, 9, Piece(9, "y")) for _ in range(500)])
+        thread.start()
+        late = [await queue.get() for _ in range(500)]
+        thread.join()
+        assert len(late) == 500
+        return heard
+
+    assert asyncio.run(listen()) == [0, 1, 2, 3, 4]
+    assert 2 <= calls <= 501
+    assert mailbox_of_a_closed_loop_says_so()
+
+
+def mailbox_of_a_closed_loop_says_so() -> bool:
+    loop = asyncio.new_event_loop()
+    box, queue = Mailbox(loop), asyncio.Queue()
+    loop.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            box.post(queue, 0, Piece(0, "x"))
+    return True
