@@ -183,10 +183,10 @@ def _loaded(
 
 
 def _client(address: str) -> "EndpointClient":
-    from keystone.endpoints import EndpointClient, parse_address, token_for  # noqa: PLC0415 - httpx
+    from keystone.endpoints import ClientLimits, EndpointClient, parse_address, token_for  # noqa: PLC0415 - httpx
 
     found = parse_address(address)
-    return EndpointClient(found, token=token_for(found))
+    return EndpointClient(found, limits=ClientLimits(tries=2), token=token_for(found))
 
 
 def _tell(session: Session, members: "Sequence[Member]", spoken: "Spoken") -> None:

@@ -1,5 +1,7 @@
 """`keystone serve`."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,10 @@ from csf_store import Session, json_option, pass_session
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from keystone.quantize import Quantization
+    from keystone.serve.host import Host
     from keystone.serve.limits import Limits
 
 
@@ -41,6 +46,7 @@ def _aliases(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option("--max-seconds", default=600.0, show_default=True, type=click.FloatRange(1), help="For one request.")
 @click.option("--max-body", default=4096, show_default=True, type=click.IntRange(1), help="KiB of one request.")
 @click.option("--max-models", default=2, show_default=True, type=click.IntRange(1), help="Bases in memory.")
+@click.option("--council", is_flag=True, help="Offer POST /council; what members write runs in the sandbox.")
 @click.option("--cache-memory", default=2048, show_default=True, type=click.IntRange(1), help="MiB of keys and values.")
 @json_option
 @pass_session
@@ -62,6 +68,7 @@ def serve_command(
     max_seconds: float,
     max_body: int,
     max_models: int,
+    council: bool,
     cache_memory: int,
 ) -> None:
     """Serve manifests to clients of OpenAI's and Ollama's APIs.
@@ -103,6 +110,7 @@ def serve_command(
         tokens=path,
         explicit=tokens is not None,
         limits=limits,
+        council=council,
     )
 
 
@@ -117,6 +125,7 @@ def _serve(
     tokens: Path,
     explicit: bool,
     limits: "Limits",
+    council: bool,
 ) -> None:
     from keystone.loader import usable_device  # noqa: PLC0415 - torch and transformers
     from keystone.serve.app import make_app  # noqa: PLC0415 - likewise, and fastapi
@@ -141,10 +150,21 @@ def _serve(
                     f"serving {names}\n  OpenAI  {url}/v1\n  Ollama  {url}\n  stop with Ctrl-C",
                 )
 
-            app = make_app(host, tokens=known if wants_tokens else None)
-            serve(app, listening, drain_seconds=30.0, ready=ready)
+            with _council(host) if council else contextlib.nullcontext() as routes:
+                app = make_app(host, tokens=known if wants_tokens else None, council=routes)
+                serve(app, listening, drain_seconds=30.0, ready=ready)
         finally:
             host.close()
+
+
+@contextlib.contextmanager
+def _council(host: "Host") -> "Iterator[APIRouter]":
+    """Its route; where the sandbox cannot be had, the server does not start."""
+    from keystone.council.serving import council_routes  # noqa: PLC0415 - torch, transformers and fastapi
+    from keystone.evaluation.opening import open_sandbox  # noqa: PLC0415
+
+    with open_sandbox() as sandbox:
+        yield council_routes(host, sandbox)
 
 
 def token_file() -> Path:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -129,6 +129,7 @@ def make_app(
     tokens: BearerTokens | None = None,
     drain_seconds: float = 30.0,
     page: PageSettings | None = None,
+    council: APIRouter | None = None,
 ) -> FastAPI:
     """The application on the models of a host, which is closed when the server stops.
 
@@ -137,6 +138,7 @@ def make_app(
         tokens: who may ask; None for a server that only this machine may ask.
         drain_seconds: how long what runs may take to finish when the server stops.
         page: what the operator's page may do; default: look.
+        council: its route, where councils may be asked for.
     """
     metrics = Metrics()
 
@@ -151,6 +153,8 @@ def make_app(
     app.include_router(openai.openai_routes(host))
     app.include_router(ollama.ollama_routes(host))
     app.include_router(page_routes(host.archive, page))
+    if council is not None:
+        app.include_router(council)
     _operator_routes(app, host, metrics)
     _error_handlers(app)
     app.add_middleware(Guard, tokens=tokens, metrics=metrics)
