@@ -33,6 +33,7 @@ from manifests.errors import (
     RefNotFoundError,
     RollbackRefusedError,
 )
+from manifests.events import events_of
 from manifests.loading import load_manifest, objects_of
 from manifests.ref_names import check_ref_name
 
@@ -172,6 +173,11 @@ class Refs:
             manifest = load_manifest(archive, target)
             if manifest.tripwire.status == "tripped":
                 raise ApprovalRefusedError(f"the tripwire of {target} tripped; nobody can approve that")
+            if manifest.assembly.adapters and manifest.tripwire.status != "clear":
+                raise ApprovalRefusedError(
+                    f"the tripwire of {target} has not cleared it; only a clear tripwire may be promoted, see `keystone"
+                    " cycle run`"
+                )
             with archive.ledger.locked() as tx:
                 found = find_approval(archive, approval)
                 moves = archive.ledger.ref(name)
@@ -223,14 +229,10 @@ class Refs:
             return None
         if manifest.tripwire.status != "clear":
             return f"its tripwire is {manifest.tripwire.status}"
-        last = None
-        for entry in self._archive.ledger.entries():
-            if entry.event == "evidence" and entry.fields.get("kind") == "tripwire-report":
-                about = entry.fields.get("assembly"), entry.fields.get("recipe")
-                if about == (str(manifest.assembly.digest), str(manifest.tripwire.recipe)):
-                    last = entry
-        if last is not None and last.fields.get("status") == "tripped":
-            return f"its tripwire tripped later, with event {last.seq}"
+        pair = str(manifest.assembly.digest), str(manifest.tripwire.recipe)
+        seq, status = events_of(self._archive).tripwires.get(pair, (0, "untold"))
+        if status == "tripped":
+            return f"its tripwire tripped later, with event {seq}"
         return None
 
     def rollback(self, name: str, *, to: Digest | None = None, reason: str | None = None) -> RefEvent:

@@ -139,17 +139,20 @@ def approve_command(
     """Sign that a manifest may take over a ref, as things stand now.
 
     What is signed: the ref, assembly and recipe, the manifest the ref holds, every report and policy, and how long the
-    ledger is. The approval is good for one promotion, and void as soon as the ref moves.
+    ledger is. The approval is good for one promotion, and void as soon as the ref moves. An adapter is only approved
+    after a cycle whose tripwire was clear; the reports signed are that cycle's.
 
     \b
     Example:
       keystone approve prod b3:1a2b3c4d --key alice --note "better, and nothing lost"
     """  # noqa: D301 - \b is for click
+    from keystone.cycle.clearing import require_clear  # noqa: PLC0415
     from manifests import Repository, approval_statement, draft_approval, put_envelope, seal  # noqa: PLC0415 - see set
 
     with session.open() as archive:
         repository = Repository(archive)
         digest = repository.resolve(target)
+        require_clear(repository, digest)
         incumbent = repository.refs.find(name)
         approval = draft_approval(archive, name, repository.load(digest), incumbent=incumbent, note=note)
         signing = unlock(keys, key, passphrase_file)
@@ -174,20 +177,38 @@ def approve_command(
 @json_option
 @pass_session
 def promote_command(session: Session, *, name: str, target: str, approval: str, reason: str | None) -> None:
-    """Move a ref forward with an approval, which is thereby spent.
+    """Move a ref forward with an approval, which is thereby spent, and check what it serves then.
+
+    Only what a tripwire has cleared moves a ref; there is no flag to skip that. After the move the model is loaded as
+    anybody would load it, and asked again what it was asked when it was measured. If it does not load, or says
+    something else, the ref is rolled back at once, and the command exits with 1.
 
     \b
     Example:
       keystone promote prod b3:1a2b3c4d --approval b3:5e6f7a8b
     """  # noqa: D301 - \b is for click
     from csf_store import Kind  # noqa: PLC0415 - see set
+    from keystone.cli.quiet import quiet_libraries  # noqa: PLC0415
+    from keystone.cycle.clearing import require_clear  # noqa: PLC0415
     from manifests import Repository  # noqa: PLC0415
 
     with session.open() as archive:
         repository = Repository(archive)
         envelope = archive.resolve(approval, kind=Kind.RECORD)
         digest = repository.resolve(target)
-        _print(session, repository.refs.promote(name, digest, approval=envelope, reason=reason))
+        require_clear(repository, digest)
+        event = repository.refs.promote(name, digest, approval=envelope, reason=reason)
+        _print(session, event)
+        quiet_libraries()
+        from keystone.cycle.switching import check_switch  # noqa: PLC0415 - torch and transformers
+
+        switched = check_switch(repository, name, event)
+        if switched.back is None:
+            session.note("checked after the switch: it loads, and says what it said when it was measured")
+            return
+        _print(session, switched.back)
+    session.note(f"rolled back: {switched.problem}")
+    click.get_current_context().exit(1)
 
 
 @click.command("rollback")

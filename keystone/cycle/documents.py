@@ -20,7 +20,8 @@ class CycleRecords(Document):
     """What one cycle collected: the training set is this list of Convergence Records and nothing else.
 
     Attributes:
-        records: in the order they were found, which is the order of training.
+        records: the incumbent's own answers, in the order they were found.
+        external: records that no model wrote, mixed in; their share of all is what the plan asks for.
         sampled: answers that were sampled.
         passed: of those, how many passed their tests.
         duplicates: of those, how many taught nothing new.
@@ -30,6 +31,7 @@ class CycleRecords(Document):
     kind: Literal["cycle-records"] = "cycle-records"
     v: Literal[1] = 1
     records: tuple[DigestField, ...]
+    external: tuple[DigestField, ...] = ()
     sampled: Count
     passed: Count
     duplicates: Count
@@ -37,7 +39,7 @@ class CycleRecords(Document):
 
     def links(self) -> tuple[Digest, ...]:
         """The records."""
-        return tuple(sorted(set(self.records)))
+        return tuple(sorted({*self.records, *self.external}))
 
 
 class SignalReport(Document):

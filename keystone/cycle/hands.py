@@ -25,6 +25,21 @@ class Trained:
     manifest: Digest
 
 
+@dataclass(frozen=True)
+class Gated:
+    """What may train.
+
+    Attributes:
+        report: the source gate's, over exactly these records, none refused.
+        records: what was let in.
+        refusals: the report that named others to be left out, if there were any.
+    """
+
+    report: Digest
+    records: CycleRecords
+    refusals: Digest | None = None
+
+
 class Hands(Protocol):
     """Everything that takes a model. Equal arguments give equal digests, so that a step done half is done again."""
 
@@ -52,11 +67,11 @@ class Hands(Protocol):
             opened: every draw that was opened; what they hold may not train.
         """
 
-    def gate(self, records: CycleRecords, *, opened: Sequence[HoldoutEvent]) -> Digest:
-        """Have the source gate judge a training set; its report, stored.
+    def gate(self, records: CycleRecords, *, opened: Sequence[HoldoutEvent]) -> Gated:
+        """Have the source gate judge a training set; its report is stored.
 
         Raises:
-            adapters.SourceRefusedError: some may not train, or there are none.
+            adapters.SourceRefusedError: too many may not train, or none is left.
         """
 
     def train(self, incumbent: Digest, records: CycleRecords, gate: Digest, *, seed: int, work: Path) -> Trained:

@@ -120,7 +120,7 @@ class SamplingRules(_Rules):
     """
 
     max_new_tokens: Amount = 64
-    batch: Amount = 50
+    batch: Amount = 128
     prompts: Amount = 400
     samples: Annotated[int, Field(ge=2, le=1000)] = 2
     temperature: Heat = 0.8

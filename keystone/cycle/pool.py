@@ -20,6 +20,7 @@ from functools import cache
 from itertools import islice
 from typing import Final, Protocol
 
+from adapters import Match
 from csf_store import Digest
 from keystone.errors import SuiteExhaustedError, SuiteMissingError
 from keystone.evaluation.basics import (
@@ -37,6 +38,8 @@ from keystone.evaluation.suites import item_of_task
 from keystone.evaluation.task import Side, Task
 
 _PATIENCE: Final = 400
+_NAMED_BYTES: Final = 6
+"""Of its fingerprint, in a task's name."""
 _FROZEN_DRAWS: Final = 130
 """Draws of a family that surely hold its hundred in the frozen draw: these are distinct but for a few."""
 
@@ -50,6 +53,9 @@ class TaskPool(Protocol):
 
     def practice(self, count: int, seed: int) -> Sequence[Task]:
         """Tasks that may be trained on, spread over all families; another seed gives others."""
+
+    def holds_out(self, suite: str, task: str) -> Match | None:
+        """Whether a task may not be practised, from its name alone; a rule for `adapters.HoldoutIndex`."""
 
     def sentinel(self, count: int) -> Sequence[CodeItem]:
         """The frozen set, the same in every cycle."""
@@ -77,6 +83,22 @@ class BasicsPool:
             draft.task(SUITE_NAME, family.name, Side.TRAINING)
             for family, draft in _round_robin(sources, count, "practice")
         ]
+
+    def holds_out(self, suite: str, task: str) -> Match | None:
+        """See `TaskPool`. A name that says nothing is no proof of being on the other side."""
+        if suite != SUITE_NAME:
+            return None
+        family, _, head = task.partition("/")
+        try:
+            fingerprint = bytes.fromhex(head)
+        except ValueError:
+            fingerprint = b""
+        if family not in families() or len(fingerprint) != _NAMED_BYTES:
+            return Match(suite, task, "unknown task", 1.0)
+        if in_held_out_fraction(Digest(fingerprint.ljust(32, b"\0"))):
+            return Match(suite, task, "held-out share", 1.0)
+        frozen = any(bytes(each).startswith(fingerprint) for each in _frozen_of(family))
+        return Match(suite, task, "frozen draw", 1.0) if frozen else None
 
     def sentinel(self, count: int) -> list[CodeItem]:
         """See `TaskPool`: the head of the frozen draw, which `keystone eval --suite basics` measures too."""

@@ -51,6 +51,7 @@ from keystone.cycle.steps import Cycle, CycleLog, Fields
 from keystone.errors import RefusedError, StorageError
 from manifests import Manifest, Repository
 
+_SEEDS: Final = 10**9  # as a Convergence Record holds them
 ROLES: Final = ("candidate", "incumbent", "base")
 STEPS: Final = (
     "begun",
@@ -210,15 +211,21 @@ class Runner:
         return {
             "records": str(keep(self.repository, records)),
             "kept": len(records.records),
+            "external": len(records.external),
             "sampled": records.sampled,
             "passed": records.passed,
         }
 
     def _gated(self, cycle: Cycle) -> Fields:
         try:
-            return {"gate": str(self.hands.gate(self._records(cycle), opened=self._opened_draws(cycle)))}
+            gated = self.hands.gate(self._records(cycle), opened=self._opened_draws(cycle))
         except SourceRefusedError as error:
             return {"outcome": "REFUSED", "why": str(error)}
+        return {
+            "gate": str(gated.report),
+            "records": str(keep(self.repository, gated.records)),
+            "refusals": str(gated.refusals) if gated.refusals is not None else None,
+        }
 
     def _trained(self, cycle: Cycle) -> Fields:
         work = self.state / "training" / cycle.name.replace("/", "-")
@@ -241,8 +248,10 @@ class Runner:
 
     def _open(self, cycle: Cycle) -> OpenedDraw:
         draw = cycle.text("begun", "draw")
+        records = self._records(cycle)
         trained = {
-            self.repository.load_record(each, ConvergenceRecord).claim.task for each in self._records(cycle).records
+            self.repository.load_record(each, ConvergenceRecord).claim.task
+            for each in (*records.records, *records.external)
         }
         return self._book().open(
             self.key.secret(draw),
@@ -301,7 +310,8 @@ class Runner:
         return self.repository.load_record(cycle.digest("calibrated", "policy"), GuardPolicy)
 
     def _records(self, cycle: Cycle) -> CycleRecords:
-        return self.repository.load_record(cycle.digest("collected", "records"), CycleRecords)
+        step = "gated" if "gated" in cycle.steps else "collected"
+        return self.repository.load_record(cycle.digest(step, "records"), CycleRecords)
 
     def _book(self) -> HoldoutBook:
         return HoldoutBook(self._journal, frozen=self.hands.frozen())
@@ -315,7 +325,7 @@ class Runner:
 
     def _seed(self, cycle: Cycle, purpose: str) -> int:
         text = f"{self.plan.digest}:{cycle.number}:{purpose}".encode()
-        return int.from_bytes(blake3(text).digest()[:4], "big") >> 1
+        return int.from_bytes(blake3(text).digest()[:8], "big") % _SEEDS
 
 
 @contextlib.contextmanager

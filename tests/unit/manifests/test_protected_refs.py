@@ -120,12 +120,21 @@ def test_what_tripped_cannot_be_approved(guarded: House) -> None:
         guarded.repository.refs.promote("prod", target, approval=guarded.approve("prod", target, ALICE))
 
 
-def test_back_to_what_was_good_and_no_further_than_needed(guarded: House) -> None:
-    refs, bare = guarded.repository.refs, guarded.repository.refs.get("prod")
-    clear = candidate(guarded, "clear")
-    refs.promote("prod", clear, approval=guarded.approve("prod", clear, ALICE))
+def test_what_no_tripwire_cleared_is_not_promoted_whoever_signs(guarded: House) -> None:
     untested = guarded.repository.put(guarded.manifest(guarded.adapter("untested")))
-    refs.promote("prod", untested, approval=guarded.approve("prod", untested, ALICE))
+    approval = guarded.approve("prod", untested, ALICE)
+    with pytest.raises(ApprovalRefusedError, match="only a clear tripwire"):
+        guarded.repository.refs.promote("prod", untested, approval=approval)
+
+
+def test_back_to_what_was_good_and_no_further_than_needed(house: House) -> None:
+    trust_key(house.archive, ALICE.public)
+    bare, untested = house.put(), house.repository.put(house.manifest(house.adapter("untested")))
+    clear = candidate(house, "clear")
+    for before, target in ((None, bare), (bare, clear), (clear, untested)):
+        house.repository.refs.set("prod", target, expected=before)
+    house.repository.refs.protect("prod", reason="served")
+    guarded, refs = house, house.repository.refs
     last = candidate(guarded, "last")
     refs.promote("prod", last, approval=guarded.approve("prod", last, ALICE))
     assert refs.rollback_target("prod") == clear  # over the untested one

@@ -27,7 +27,7 @@ from adapters import (
 )
 from csf_store import Archive, Digest
 from keystone.cycle.documents import CycleRecords, SignalReport, put_signals
-from keystone.cycle.hands import Trained
+from keystone.cycle.hands import Gated, Trained
 from keystone.cycle.holdout_ledger import DrawKey
 from keystone.cycle.plan import CyclePlan, GuardRules, SamplingRules
 from keystone.cycle.running import Listener, Runner
@@ -122,12 +122,12 @@ class FakeHands:
             found.append(self.repository.put_record(record))
         return CycleRecords(records=tuple(found), sampled=10, passed=len(found), duplicates=0, contaminated=0)
 
-    def gate(self, records: CycleRecords, *, opened: Sequence[HoldoutEvent]) -> Digest:
+    def gate(self, records: CycleRecords, *, opened: Sequence[HoldoutEvent]) -> Gated:
         self.calls["gate"] += 1
         if self.refuses:
             raise SourceRefusedError("record t0 may not train: it is from a hold-out")
         accepted = tuple(AcceptedRecord(record=each, ground="tests-passed") for each in records.records)
-        return self.repository.put_record(SourceGateReport(gate="test", accepted=accepted))
+        return Gated(self.repository.put_record(SourceGateReport(gate="test", accepted=accepted)), records)
 
     def train(self, incumbent: Digest, records: CycleRecords, gate: Digest, *, seed: int, work: Path) -> Trained:
         self.calls["train"] += 1
