@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from csf_store import Archive, Checkpoint, CsfError, Digest, RefMove
 from manifests import canonical
 from manifests.errors import ApprovalRefusedError, ManifestError
+from manifests.events import events_of
 from manifests.loading import load_document
 from manifests.schema import Manifest
-from manifests.signing.envelopes import SIGNED, Envelope, Judged, load_envelope
+from manifests.signing.envelopes import Envelope, Judged, load_envelope
 from manifests.signing.in_toto import APPROVAL
-from manifests.signing.trust import TrustBook
 from manifests.statements import Approval
 from manifests.tripwires import TripwireReport
 
@@ -95,12 +95,9 @@ def find_approval(archive: Archive, digest: Digest) -> SignedApproval:
         approval = read_approval(envelope)
     except (CsfError, ManifestError) as error:
         raise ApprovalRefusedError(f"{digest} is not an approval: {error}") from error
-    book, seq = TrustBook(), None
-    for entry in archive.ledger.entries():
-        book.take(entry)
-        if seq is None and entry.event == SIGNED and entry.fields.get("envelope") == str(digest):
-            seq = entry.seq
-    return SignedApproval(approval, seq, envelope.judge(seq, book) if seq is not None else ())
+    told = events_of(archive)
+    seq = told.signed.get(str(digest))
+    return SignedApproval(approval, seq, envelope.judge(seq, told.book) if seq is not None else ())
 
 
 def approval_problem(

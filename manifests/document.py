@@ -106,14 +106,23 @@ class Document(Part):
             SchemaVersionError: for another kind or an unknown version.
             InvalidDocumentError: for missing, surplus or malformed fields, each named.
         """
-        found = canonical.parse(data)
+        # The proof that these are the document's own bytes is to write it again, below. Where that fails, or cannot be
+        # tried, `canonical.parse` says first whether they are canonical JSON at all.
+        found = canonical.parse_unproven(data)
         current = upgrade(found, kind=cls.kind_name(), version=cls.VERSION)
         migrated = current is not found
-        with _our_errors(cls.__name__):
-            document = cls.model_validate_json(canonical.encode(current) if migrated else data)
+        if migrated:
+            canonical.parse(data)
+        try:
+            with _our_errors(cls.__name__):
+                document = cls.model_validate_json(canonical.encode(current) if migrated else data)
+        except InvalidDocumentError:
+            canonical.parse(data)
+            raise
         # Canonical JSON can still be a second spelling of the same facts: a field left to its default, a set out of
         # order. Only the form we would write ourselves has the digest that other documents link to.
         if not migrated and document.to_bytes() != data:
+            canonical.parse(data)
             raise NotCanonicalError(
                 f"this {cls.kind_name()} is not in its one form: every field must be written, and lists that are sets"
                 " must be sorted without repeats"

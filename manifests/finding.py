@@ -1,7 +1,8 @@
 """Questions about manifests: which of them fit, and how two of them differ.
 
-Both read documents and nothing else. A thousand manifests are read and checked in about half a second, so there is no
-index that could be stale: every answer comes from the documents themselves.
+Both read documents and nothing else: every answer comes from the documents themselves, and there is no index that
+could be stale or could lie. What makes it fast is that a canonical document has one spelling: a text that must be in
+it, a digest or a label, can be looked for in its bytes, and a manifest without that text need not be parsed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ class ManifestQuery:
     metric: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+
+    def texts(self) -> tuple[bytes, ...]:
+        """What must be somewhere in the bytes of every manifest that fits; one that has it all may fit or not."""
+        named = [digest for digest in (self.base, self.adapter, self.parent) if digest is not None]
+        spelled = [encode({key: value})[1:-1] for key, value in self.labels.items()]
+        for key, text in (("status", self.tripwire), ("suite", self.suite), ("metric", self.metric)):
+            spelled += [encode({key: text})[1:-1]] if text is not None else []
+        return (*(str(digest).encode() for digest in named), *spelled)
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether a manifest is one of those asked for."""

@@ -15,6 +15,7 @@ from manifests import canonical, lineage
 from manifests.canonical import Json
 from manifests.document import Document
 from manifests.errors import BaseMismatchError, LineageError, MissingLinkError, NotCanonicalError, RefusedError
+from manifests.events import events_of
 from manifests.evidence import AdapterRecord
 from manifests.finding import ALL, ManifestQuery
 from manifests.loading import link_kind, load_document, load_manifest
@@ -83,10 +84,13 @@ class Repository:
 
     def find(self, query: ManifestQuery = ALL) -> Iterator[tuple[Digest, Manifest]]:
         """Every manifest that fits, in digest order."""
+        texts = query.texts()
         for digest in self.manifests():
-            manifest = self.load(digest)
-            if query.fits(manifest):
-                yield digest, manifest
+            data = self.archive.get_bytes(digest, kind=Kind.MANIFEST)
+            if all(text in data for text in texts):
+                manifest = self.load(digest)
+                if query.fits(manifest):
+                    yield digest, manifest
 
     def put_record(self, document: Document) -> Digest:
         """Store a record (a report, a training record). It lives while a manifest or an adapter record links to it.
@@ -112,8 +116,7 @@ class Repository:
         return digest
 
     def _is_told(self, record: Digest) -> bool:
-        name = str(record)
-        return any(e.event == "evidence" and e.fields.get("record") == name for e in self.archive.ledger.entries())
+        return str(record) in events_of(self.archive).evidence
 
     def load_record(self, digest: Digest, record_type: type[D]) -> D:
         """Read a record of a known type; see `manifests.loading.load_document` for the errors."""

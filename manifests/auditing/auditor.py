@@ -40,7 +40,7 @@ from manifests.auditing.lineage_checks import (
 )
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
 from manifests.auditing.live_weights import Recompute, Server
-from manifests.auditing.objects import ObjectProver, reach
+from manifests.auditing.objects import ObjectProver
 from manifests.auditing.ref_checks import check_refs
 from manifests.auditing.server_checks import Asked, Heard, check_server
 from manifests.auditing.signature_checks import check_signatures
@@ -150,7 +150,7 @@ class Auditor:
                 if moves[-1].target == target:
                     with suppress(CsfError, ManifestError):
                         roots.append(context.repository.refs.rollback_target(name))
-            total = context.prover.planned_bytes({found for root in roots for found in reach(context.archive, root)})
+            total = context.prover.planned_bytes({found for root in roots for found in context.prover.reach(root)})
             if manifest.lineage:  # what was trained on is compared tensor by tensor
                 total += sum(entry.size for entry in context.archive.tree(manifest.assembly.base).entries)
         except (CsfError, ManifestError):
@@ -249,9 +249,9 @@ class Auditor:
         """Keep the checkpoint if the ledger is sound; a ledger that is not must not become what is compared with."""
         facts = self._context.facts
         bad = any(line.verdict is Verdict.FAIL and line.check in {"ledger", "checkpoint"} for line in lines)
-        fresh = [digest for digest in self._context.prover.proven() if digest not in self._kept]
         if self._state is None or bad or facts.checkpoint is None:
             return
+        fresh = [digest for digest in self._context.prover.proven() if digest not in self._kept]
         if not fresh and self._remembered is not None and self._remembered.checkpoint == facts.checkpoint:
             return
         self._state.keep(self._context.archive, facts.checkpoint, fresh)

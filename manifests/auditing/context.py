@@ -12,6 +12,7 @@ from manifests.auditing.lines import AuditLine
 from manifests.auditing.live_weights import Recompute
 from manifests.auditing.objects import ObjectProver
 from manifests.document import Document
+from manifests.lineage import FoundRecord
 from manifests.repository import Repository
 from manifests.schema import Manifest
 from manifests.signing.keys import PublicKey
@@ -43,6 +44,7 @@ class Context:
         recompute: what a model's live tensors must hash to; None where nobody can tell.
         progress: called with bytes as they are hashed.
         base_sets: tensor sets a base may have in memory, found so far.
+        found_records: adapters' records, found so far.
     """
 
     archive: Archive
@@ -56,6 +58,18 @@ class Context:
     recompute: Recompute | None = None
     progress: Callable[[int], None] | None = None
     base_sets: dict[Digest, list[Digest]] = field(default_factory=dict)
+
+    found_records: dict[Digest, FoundRecord | None] = field(default_factory=dict)
+
+    def find_record(self, adapter: Digest) -> FoundRecord | None:
+        """What is said of an adapter, looked for once in this audit.
+
+        Raises:
+            BaseMismatchError, LineageError: when records in the archive contradict each other.
+        """
+        if adapter not in self.found_records:
+            self.found_records[adapter] = self.repository.find_adapter_record(adapter)
+        return self.found_records[adapter]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from csf_store import CsfError, Digest, Kind
 from manifests.auditing.context import Context, Lines
 from manifests.auditing.evidence_checks import items_problem, wire_report_problem
 from manifests.auditing.lines import AuditLine, Verdict
-from manifests.auditing.objects import reach
 from manifests.auditing.server_checks import expected_weights
 from manifests.document import Document
 from manifests.errors import ManifestError
@@ -33,7 +32,7 @@ def check_document(context: Context, digest: Digest) -> Lines:
     text = f"a {document.kind_name()}, canonical and well-formed, schema version {document.VERSION}"
     yield AuditLine("document", Verdict.PASS, digest, text)
     yield _told(context, document, digest)
-    objects = reach(context.archive, digest)
+    objects = context.prover.reach(digest)
     problems = context.prover.problems(objects)
     for bad, problem in sorted(problems.items()):
         yield AuditLine("objects", Verdict.FAIL, bad, problem)

@@ -10,21 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csf_store import Archive, Checkpoint, CsfError, Digest, Kind, LedgerEntry, RefMove
-from manifests.signing.envelopes import SIGNED
-from manifests.signing.trust import TrustBook
+from manifests.events import LedgerEvents
 
 
 @dataclass
-class LedgerFacts:
+class LedgerFacts(LedgerEvents):
     """The fold of all events up to the first that cannot be believed.
 
     Attributes:
         entries: the events.
-        book: who was trusted when.
         moves: every move of every ref.
-        evidence: record -> number of the event that first told of it.
         attestations: assembly -> the attestations of it that were kept.
-        signed: envelope -> number of the event that brought it in.
         manifests: manifest -> number of the event that first pinned it.
         checkpoint: size and root of what was read.
         problem: what is wrong with the lines.
@@ -32,11 +28,8 @@ class LedgerFacts:
     """
 
     entries: list[LedgerEntry] = field(default_factory=list)
-    book: TrustBook = field(default_factory=TrustBook)
     moves: dict[str, list[RefMove]] = field(default_factory=dict)
-    evidence: dict[str, int] = field(default_factory=dict)
     attestations: dict[str, list[Digest]] = field(default_factory=dict)
-    signed: dict[str, int] = field(default_factory=dict)
     manifests: dict[str, int] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     problems: tuple[str, ...] = ()
@@ -44,15 +37,13 @@ class LedgerFacts:
 
     def take(self, entry: LedgerEntry) -> None:
         """Take in the next event."""
+        super().take(entry)
         self.entries.append(entry)
-        self.book.take(entry)
         fields = entry.fields
-        if entry.event == "evidence":
+        if entry.event == "evidence" and fields.get("kind") == "attestation":
             record = str(fields.get("record"))
-            if self.evidence.setdefault(record, entry.seq) == entry.seq and fields.get("kind") == "attestation":
+            if self.evidence.get(record) == entry.seq:
                 self.attestations.setdefault(str(fields.get("assembly")), []).append(Digest.parse(record))
-        elif entry.event == SIGNED:
-            self.signed.setdefault(str(fields.get("envelope")), entry.seq)
         elif entry.event == "pin" and fields.get("kind") == Kind.MANIFEST:
             self.manifests.setdefault(str(fields.get("digest")), entry.seq)
         elif entry.event == "ref.set":

@@ -6,9 +6,9 @@ from csf_store import CsfError, Digest
 from manifests.auditing.base_forms import archived_tensor_set, tensor_sets_in_memory
 from manifests.auditing.context import Context, Lines, Subject
 from manifests.auditing.lines import AuditLine, Verdict
-from manifests.auditing.objects import reach
 from manifests.errors import ManifestError
 from manifests.evidence import TrainingRecord
+from manifests.lineage import trace
 from manifests.loading import load_manifest
 from manifests.schema import KNOWN_CODES, LineageStep
 from manifests.statements import SourceGateReport
@@ -16,7 +16,7 @@ from manifests.statements import SourceGateReport
 
 def check_objects(context: Context, subject: Subject) -> Lines:
     """Every object below the manifest decodes and hashes to its address."""
-    objects = reach(context.archive, subject.digest)
+    objects = context.prover.reach(subject.digest)
     before = context.prover.skipped
     try:
         problems = context.prover.problems(objects)
@@ -64,7 +64,8 @@ def check_lineage(context: Context, subject: Subject) -> Lines:
     assembly = subject.manifest.assembly
     told = {(step.adapter, step.parent) for step in subject.manifest.lineage}
     try:
-        traced = context.repository.trace((use.adapter for use in assembly.adapters), base=assembly.base)
+        uses = (use.adapter for use in assembly.adapters)
+        traced = trace(uses, base=assembly.base, lookup=context.find_record)
     except (CsfError, ManifestError) as error:
         yield AuditLine("lineage", Verdict.FAIL, assembly.digest, str(error))
         return
@@ -83,7 +84,8 @@ def check_training(context: Context, subject: Subject) -> Lines:
     for step in subject.manifest.lineage:
         base = subject.manifest.assembly.base
         try:
-            record = context.repository.adapter_record(step.adapter)
+            found = context.find_record(step.adapter)
+            record = found[1] if found is not None else None
             if record is None:
                 yield AuditLine("training", Verdict.UNKNOWN, step.adapter, "no record says how this adapter came to be")
             elif record.training is None:

@@ -28,6 +28,7 @@ class ObjectProver:
         self._trusted = trusted or (lambda _: False)
         self._known: dict[Digest, str | None] = {}
         self._hashed: set[Digest] = set()
+        self._below: dict[Digest, frozenset[Digest]] = {}
         self.skipped = 0
 
     def proven(self) -> Iterator[Digest]:
@@ -59,28 +60,31 @@ class ObjectProver:
                     self._known[digest] = self._known[digest] or f"{finding.what}{where}"
         return {digest: problem for digest in digests if (problem := self._known[digest]) is not None}
 
+    def reach(self, root: Digest) -> list[Digest]:
+        """A manifest or record and everything it links to, and so on; other manifests are named and not gone into.
 
-def reach(archive: Archive, root: Digest) -> list[Digest]:
-    """A manifest and everything it links to, and so on; other manifests are named and not gone into.
+        An object that is not there is listed too, so that whoever proves the list finds it missing.
+        """
+        found, waiting = {root: None}, [root]
+        while waiting:
+            digest = waiting.pop()
+            for link in self._links(digest, at_root=True) if digest == root else self._links_below(digest):
+                if link not in found:
+                    found[link] = None
+                    waiting.append(link)
+        return list(found)
 
-    An object that is not there is listed too, so that whoever proves the list finds it missing.
-    """
-    found, waiting = {root: None}, [root]
-    while waiting:
-        digest = waiting.pop()
-        for link in _links(archive, digest, root):
-            if link not in found:
-                found[link] = None
-                waiting.append(link)
-    return list(found)
+    def _links_below(self, digest: Digest) -> frozenset[Digest]:
+        if digest not in self._below:
+            self._below[digest] = self._links(digest, at_root=False)
+        return self._below[digest]
 
-
-def _links(archive: Archive, digest: Digest, root: Digest) -> set[Digest]:
-    links: set[Digest] = set()
-    for kind in Kind:
-        if archive.contains(digest, kind) and (kind != Kind.MANIFEST or digest == root):
-            try:
-                links |= set(archive.record(digest, kind).body.links)
-            except CsfError:
-                continue  # the proof of this object says what is wrong with it
-    return links
+    def _links(self, digest: Digest, *, at_root: bool) -> frozenset[Digest]:
+        links: set[Digest] = set()
+        for kind in Kind:
+            if self._archive.contains(digest, kind) and (kind != Kind.MANIFEST or at_root):
+                try:
+                    links |= set(self._archive.record(digest, kind).body.links)
+                except CsfError:
+                    continue  # the proof of this object says what is wrong with it
+        return frozenset(links)

@@ -8,7 +8,6 @@ from csf_store import CsfError, Digest, RefMove
 from manifests.approvals import approval_problem, ledger_problem
 from manifests.auditing.context import Context, Lines, Subject
 from manifests.auditing.lines import AuditLine, Verdict
-from manifests.auditing.objects import reach
 from manifests.auditing.signature_checks import judged_approval
 from manifests.errors import ManifestError
 from manifests.loading import load_manifest
@@ -91,7 +90,7 @@ def _way_back(context: Context, name: str, moves: Sequence[RefMove]) -> AuditLin
     try:
         target = context.repository.refs.rollback_target(name)
         load_manifest(context.archive, target)
-        problems = context.prover.problems(reach(context.archive, target))
+        problems = context.prover.problems(context.prover.reach(target))
     except (CsfError, ManifestError) as error:
         return AuditLine("rollback", Verdict.FAIL, current, f"ref {name!r}: {error}")
     for digest, problem in sorted(problems.items()):

@@ -27,7 +27,7 @@ def verdict_of(signatures: tuple[Judged, ...]) -> Verdict:
 
 def check_signatures(context: Context, subject: Subject) -> Lines:
     """Approvals that the manifest names, and signatures on the manifest itself."""
-    found = signatures_of(context.archive, subject.digest, entries=context.facts.entries, known=context.known)
+    found = signatures_of(context.archive, subject.digest, events=context.facts, known=context.known)
     approvals = subject.manifest.approvals
     for digest in approvals:
         yield _approval(context, subject, digest)

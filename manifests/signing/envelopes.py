@@ -18,12 +18,12 @@ from csf_store import Archive, Digest, Kind
 from manifests import canonical
 from manifests.canonical import Json
 from manifests.errors import InvalidDocumentError
+from manifests.events import SIGNED, events_of
 from manifests.signing.in_toto import Statement
 from manifests.signing.keys import PublicKey, SigningKey
 from manifests.signing.trust import Standing, TrustBook
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-SIGNED = "signed"
 _SIGNATURES = 16
 
 
@@ -146,7 +146,7 @@ def put_envelope(archive: Archive, envelope: Envelope) -> Digest:
         archive.pin(digest, kind=Kind.RECORD)
         with archive.ledger.locked() as tx:
             name = str(digest)
-            if not any(e.event == SIGNED and e.fields.get("envelope") == name for e in archive.ledger.entries()):
+            if name not in events_of(archive).signed:
                 tx.append(
                     SIGNED,
                     envelope=name,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from csf_store import Archive, CsfError, Digest, LedgerEntry
+from csf_store import Archive, CsfError, Digest
 from manifests.errors import ManifestError
-from manifests.signing.envelopes import SIGNED, Envelope, Judged, load_envelope
+from manifests.events import Arrival, LedgerEvents, events_of
+from manifests.signing.envelopes import Envelope, Judged, load_envelope
 from manifests.signing.keys import PublicKey
 from manifests.signing.trust import TrustBook
 
@@ -30,7 +31,7 @@ def signatures_of(
     archive: Archive,
     subject: Digest,
     *,
-    entries: Sequence[LedgerEntry] | None = None,
+    events: LedgerEvents | None = None,
     known: Mapping[Digest, PublicKey] | None = None,
 ) -> tuple[FoundSignature, ...]:
     """Every envelope about a digest, in the order of arrival.
@@ -38,32 +39,25 @@ def signatures_of(
     Args:
         archive: where they are.
         subject: a manifest, a report, an assembly, or an envelope itself.
-        entries: the events of the ledger, if the caller has read them already.
+        events: what the ledger says, if the caller has read it already.
         known: further public keys by id, such as those of the reader's own key directory.
     """
-    events = entries if entries is not None else list(archive.ledger.entries())
-    book = TrustBook(events)
-    found = []
-    for entry in events:
-        subjects = entry.fields.get("subjects")
-        told = isinstance(subjects, Sequence) and str(subject) in subjects
-        if entry.event == SIGNED and (told or entry.fields.get("envelope") == str(subject)):
-            found.append(_judged(archive, entry, subject, book, known))
-    return tuple(found)
+    told = events if events is not None else events_of(archive)
+    return tuple(_judged(archive, each, subject, told.book, known) for each in told.about.get(str(subject), ()))
 
 
 def _judged(
     archive: Archive,
-    entry: LedgerEntry,
+    arrival: Arrival,
     subject: Digest,
     book: TrustBook,
     known: Mapping[Digest, PublicKey] | None,
 ) -> FoundSignature:
-    digest = Digest.parse(str(entry.fields.get("envelope")))
+    digest = Digest.parse(arrival.envelope)
     try:
         envelope = load_envelope(archive, digest)
     except (CsfError, ManifestError) as error:
-        return FoundSignature(digest, entry.seq, None, problem=f"the envelope cannot be read: {error}")
+        return FoundSignature(digest, arrival.seq, None, problem=f"the envelope cannot be read: {error}")
     if subject != digest and all(each != subject for _, each in envelope.statement.subjects):
-        return FoundSignature(digest, entry.seq, envelope, problem=f"the envelope does not speak of {subject}")
-    return FoundSignature(digest, entry.seq, envelope, envelope.judge(entry.seq, book, known))
+        return FoundSignature(digest, arrival.seq, envelope, problem=f"the envelope does not speak of {subject}")
+    return FoundSignature(digest, arrival.seq, envelope, envelope.judge(arrival.seq, book, known))

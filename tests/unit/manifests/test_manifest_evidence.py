@@ -47,6 +47,7 @@ from manifests import (
     read_any,
     register_kind,
 )
+from manifests.events import events_of
 from manifests.migrations import STEPS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifests"
@@ -270,3 +271,44 @@ def test_differences_name_what_differs_and_nothing_else() -> None:
 def test_numbers_have_one_spelling() -> None:
     data = canonical_bytes({"x": 1.0})
     assert parse_canonical(data) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        ManifestQuery(),
+        ManifestQuery(labels={"team": "search"}),
+        ManifestQuery(labels={"team": 'a "quoted" name'}),
+        ManifestQuery(labels={"team": "search", "stage": "gamma"}),
+        ManifestQuery(tripwire="clear"),
+        ManifestQuery(not_tripwire="untested"),
+        ManifestQuery(suite="basics", at_least=0.7),
+        ManifestQuery(metric="pass@1"),
+    ],
+)
+def test_looking_at_the_bytes_first_finds_what_looking_at_every_document_finds(
+    house: House, query: ManifestQuery
+) -> None:
+    plain = house.manifest()
+    wired = house.wired(house.manifest(house.adapter("a")), passed=3)
+    made = [plain, wired, wired.revised(labels={"team": "search"})]
+    made += [plain.revised(labels={"team": text, "stage": "gamma"}) for text in ("search", 'a "quoted" name', "Suche")]
+    for manifest in made:
+        house.repository.put(manifest)
+    for asked in (query, ManifestQuery(base=house.base), ManifestQuery(adapter=wired.assembly.adapters[0].adapter)):
+        slow = [digest for digest in house.repository.manifests() if asked.fits(house.repository.load(digest))]
+        assert [digest for digest, _ in house.repository.find(asked)] == slow != []
+
+
+def test_the_ledger_is_folded_once_and_anew_where_it_is_not_what_it_was(house: House) -> None:
+    archive = house.archive
+    first = house.repository.put_record(TripwirePolicy(name="p", rules=(RULE,)))
+    told = events_of(archive)
+    assert str(first) in told.evidence and events_of(archive) is told
+    with pytest.raises(ValueError, match="on second thought"), archive.ledger.locked() as tx:
+        tx.append("evidence", kind="tripwire-policy", record=str(OTHER))
+        assert str(OTHER) in events_of(archive).evidence
+        raise ValueError("on second thought")
+    assert str(OTHER) not in events_of(archive).evidence and str(first) in events_of(archive).evidence
+    archive.ledger.append("evidence", kind="tripwire-policy", record=str(SUITE))
+    assert {str(first), str(SUITE)} <= events_of(archive).evidence.keys()
