@@ -173,6 +173,11 @@ class Refs:
             manifest = load_manifest(archive, target)
             if manifest.tripwire.status == "tripped":
                 raise ApprovalRefusedError(f"the tripwire of {target} tripped; nobody can approve that")
+            if manifest.assembly.adapters and manifest.tripwire.status != "clear":
+                raise ApprovalRefusedError(
+                    f"the tripwire of {target} has not cleared it; only a clear tripwire may be promoted, see `keystone"
+                    " cycle run`"
+                )
             with archive.ledger.locked() as tx:
                 found = find_approval(archive, approval)
                 moves = archive.ledger.ref(name)
