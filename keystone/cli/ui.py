@@ -14,7 +14,9 @@ from keystone.cli.quiet import quiet_libraries
 @click.option("--port", default=8322, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--read-only", is_flag=True, help="Look and audit; roll nothing back.")
 @click.option("--no-browser", is_flag=True, help="Print the address and open nothing.")
-@click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help="Hashes of the tokens that may come.")
+@click.option(
+    "--tokens", type=click.Path(path_type=Path), metavar="FILE", help="As `keystone serve`, which makes them."
+)
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),

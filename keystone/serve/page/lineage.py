@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from csf_store import CsfError, Digest
 from keystone.combining.records import AdapterMerge, merges
-from manifests import AdapterUse, JsonObject, Manifest, ManifestError, Repository
+from manifests import AdapterRecord, AdapterUse, JsonObject, LineageStep, Manifest, ManifestError, Repository
 
 MOST_NODES = 120
 """What fits a screen; a larger graph says that it was cut."""
@@ -54,9 +54,9 @@ class _Drawing:
     def add(self, digest: Digest, manifest: Manifest, names: list[str]) -> None:
         base = manifest.assembly.base
         self._node(base, "base", manifest.source.location, column=0)
-        parents = {step.adapter: step.parent for step in manifest.lineage}
-        for adapter in sorted(parents):
-            self._adapter(adapter, base, parents)
+        steps = {step.adapter: step for step in manifest.lineage}
+        for adapter in sorted(steps):
+            self._adapter(adapter, base, steps)
         uses = manifest.assembly.adapters
         above = [use.adapter for use in uses] or [base]
         column = 1 + max(self._columns[each] for each in above)
@@ -72,26 +72,30 @@ class _Drawing:
         self.nodes[digest] = {**self.nodes[digest], "refs": sorted(names), "problem": problem}
         self.drawn += 1
 
-    def _adapter(self, adapter: Digest, base: Digest, parents: Mapping[Digest, Digest | None]) -> int:
-        """Draw an adapter behind what it was made from, and return its column; a lineage has no circle."""
+    def _adapter(self, adapter: Digest, base: Digest, steps: Mapping[Digest, LineageStep]) -> int:
+        """Draw an adapter behind what it was made from, and return its column."""
         if adapter in self._columns:
             return self._columns[adapter]
-        merge = self._merged.get(adapter)
         self._columns[adapter] = 1  # a record that calls an adapter its own ancestor must not lead us round
+        merge, record = self._merged.get(adapter), self._record(adapter, steps)
+        parent = record.parent if record is not None else None
         if merge is not None:
-            above = [use.adapter for use in merge.parents]
-            column = 1 + max(self._adapter(each, base, parents) for each in above)
-            what, kind = f"merge, rank {merge.rank}", "merged"
+            above, kind = [use.adapter for use in merge.parents], "merged"
         else:
-            parent = parents.get(adapter)
-            above = [parent if parent is not None else base]
-            column = 1 + (self._adapter(parent, base, parents) if parent is not None else 0)
-            record = self._repository.adapter_record(adapter)
-            what, kind = f"LoRA, rank {record.rank}" if record else "no record", "trained"
-        self._node(adapter, "adapter", what, column=column)
+            above, kind = [base if parent is None else parent], "trained"
+        column = 1 + max(0 if each == base else self._adapter(each, base, steps) for each in above)
+        what = "merge" if merge is not None else "LoRA"
+        self._node(adapter, "adapter", f"{what}, rank {record.rank}" if record else "no record", column=column)
         for each in above:
             self.edges[each, adapter, kind] = None
         return column
+
+    def _record(self, adapter: Digest, steps: Mapping[Digest, LineageStep]) -> AdapterRecord | None:
+        """Its record as the manifest names it; a merge's parents are in no lineage, and have to be looked for."""
+        step = steps.get(adapter)
+        if step is not None:
+            return self._repository.load_record(step.record, AdapterRecord)
+        return self._repository.adapter_record(adapter)
 
     def _node(self, digest: Digest, kind: str, text: str, *, column: int) -> None:
         self._columns[digest] = column

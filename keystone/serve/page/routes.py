@@ -16,6 +16,7 @@ import asyncio
 import hmac
 import re
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -140,13 +141,14 @@ def _asset_routes(routes: APIRouter) -> None:
 
 def _reading_routes(routes: APIRouter, archive: Archive, settings: PageSettings, token: str) -> None:
     facts = Facts(archive)
-    repository = Repository(archive)
+    state_now = once_per_event(archive, facts.state)
+    graph_now = once_per_event(archive, lambda: lineage_graph(Repository(archive)))
 
     @routes.get("/ui/data/state")
     async def state(have: int = -1) -> Response:
         if have == archive.ledger.size:
             return Response(status_code=204, headers=_HEADERS)
-        found = await _asked(facts.state)
+        found = await _asked(state_now)
         return _json({**found, "rights": settings.rights, "token": token})
 
     @routes.get("/ui/data/manifest/{digest}")
@@ -155,7 +157,7 @@ def _reading_routes(routes: APIRouter, archive: Archive, settings: PageSettings,
 
     @routes.get("/ui/data/lineage")
     async def lineage() -> Response:
-        return _json(await _asked(lambda: lineage_graph(repository)))
+        return _json(await _asked(graph_now))
 
     @routes.get("/ui/data/story")
     async def events(before: int | None = None, count: int = 40) -> Response:
@@ -195,6 +197,22 @@ def _acting_routes(routes: APIRouter, archive: Archive, settings: PageSettings, 
         refuse_unknown(fields, neutral=(), defaults={})
         event = await _asked(lambda: roll_back(repository, fields))
         return _json(event)
+
+
+def once_per_event(archive: Archive, make: Callable[[], JsonObject]) -> Callable[[], JsonObject]:
+    """The same answer until the ledger grows: what many open pages ask for is computed once, by one of them."""
+    lock = threading.Lock()
+    held: tuple[int, JsonObject] | None = None
+
+    def answer() -> JsonObject:
+        nonlocal held
+        with lock:
+            size = archive.ledger.size
+            if held is None or held[0] != size:
+                held = (size, make())
+            return held[1]
+
+    return answer
 
 
 def roll_back(repository: Repository, fields: RollbackFields) -> JsonObject:

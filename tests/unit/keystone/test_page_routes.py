@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from fastapi.routing import APIRoute
 from page_lab import HOSTILE, Told, fill
 from starlette.testclient import TestClient
 
 from csf_store import Archive, Digest
+from keystone.cli import main
 from keystone.serve.app import make_app
 from keystone.serve.host import Host
 from keystone.serve.page import OPEN_PATHS, PageSettings, page_routes
+from keystone.serve.page.routes import once_per_event
 from keystone.serve.tokens import BearerTokens
 from manifests import Repository
 from manifests.refs import Refs
@@ -184,6 +187,28 @@ def test_a_request_that_another_site_could_send_moves_nothing(desk: Desk, change
     assert desk.back("prod", desk.told.first, **changes).status_code == 403
     assert desk.act("/ui/audit", {"target": "prod"}, **changes).status_code == 403
     assert desk.archive.ledger.size == size
+
+
+def test_a_page_for_other_machines_needs_a_token(told: tuple[Path, Told], tmp_path: Path) -> None:
+    tokens = str(tmp_path / "none.json")
+    command = ["--archive", str(told[0]), "ui", "--host", "0.0.0.0", "--port", "0", "--no-browser", "--tokens", tokens]
+    outcome = CliRunner().invoke(main, command)
+    assert outcome.exit_code == 10
+    assert "--new-token" in outcome.stderr
+
+
+def test_many_pages_cost_one_answer_until_something_happens(desk: Desk) -> None:
+    asked = []
+
+    def make() -> dict[str, Any]:
+        asked.append(desk.archive.ledger.size)
+        return {"size": asked[-1]}
+
+    answer = once_per_event(desk.archive, make)
+    assert answer() == answer() == {"size": desk.archive.ledger.size}
+    desk.refs.set("canary", desk.told.second, expected=desk.told.bad)
+    assert answer() == {"size": desk.archive.ledger.size}
+    assert len(asked) == 2
 
 
 def test_a_page_under_another_name_reads_nothing(desk: Desk) -> None:
