@@ -148,6 +148,52 @@ def status(session: Session, *, ref: str | None) -> None:
         session.note("no cycle has run here; begin one with `keystone cycle run REF`")
 
 
+@cycle_command.command("report")
+@click.argument("ref", required=False)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a page (HTML) here.")
+@json_option
+@pass_session
+def report(session: Session, *, ref: str | None, output: Path | None) -> None:
+    """Tell the story of a ref's cycles, and write it as one self-contained page.
+
+    \b
+    Examples:
+      keystone cycle report prod
+      keystone cycle report prod -o cycles.html
+    """  # noqa: D301 - \b is for click
+    from keystone.cycle.page import page  # noqa: PLC0415 - pydantic and numpy, not needed for --help
+    from keystone.cycle.steps import CycleLog  # noqa: PLC0415
+    from keystone.cycle.telling import chapters, lines_of  # noqa: PLC0415
+    from manifests import Repository  # noqa: PLC0415
+
+    with session.open() as archive:
+        refs = CycleLog(archive).refs()
+        if ref is None and len(refs) != 1:
+            raise click.UsageError(f"say which ref; cycles ran for {', '.join(refs) or 'none'}")
+        chosen = ref or refs[0]
+        told = chapters(Repository(archive), chosen)
+    for chapter in told:
+        candidate = chapter.fresh.get("candidate")
+        fields: dict[str, Value] = {
+            "cycle": chapter.cycle.name,
+            "outcome": chapter.outcome,
+            "promoted": chapter.promoted,
+            "fresh": candidate.value if candidate else None,
+            "low": candidate.low if candidate else None,
+            "high": candidate.high if candidate else None,
+            "tripped": [f"{reason.guard} {reason.reference}: {reason.text}" for reason in chapter.tripped],
+        }
+        session.item(fields, "\n".join(lines_of(chapter)))
+    if output is not None:
+        try:
+            output.write_text(page(chosen, told), encoding="utf-8")
+        except OSError as error:
+            from keystone.errors import StorageError  # noqa: PLC0415
+
+            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
+        session.item({"page": str(output)}, f"wrote {output}")
+
+
 def _show(session: Session, cycle: "Cycle", *, last: bool) -> None:
     stands = next(reversed([step for step in cycle.steps if not step.startswith("checked")]))
     manifest = cycle.text("finished", "manifest") or None

@@ -32,6 +32,9 @@ from manifests import EvalReport, Repository
 
 Progress = Callable[[int], None]
 
+_SCORED = 16
+"""Samples scored together: their logits are whole, tokens times vocabulary, twice."""
+
 
 def code_suite(name: str, items: Sequence[CodeItem]) -> Suite:
     """Items as a suite; its digest covers everything that decides a result."""
@@ -135,7 +138,7 @@ def _divergences(
     model: Any, asked: Sequence[Sequence[int]], said: Sequence[Sequence[int]], size: int
 ) -> Iterator[tuple[float, float]]:
     """Of each sample, means over its tokens and its end: entropy, and KL divergence from the bare base, in nats."""
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, min(size, _SCORED)
     with torch.inference_mode():
         for start in range(0, len(said), size):
             rows = [[*a, *b] for a, b in zip(asked[start : start + size], said[start : start + size], strict=True)]
