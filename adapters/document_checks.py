@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from adapters.errors import AdapterError
+from adapters.fit import archived_adapter
 from adapters.guard_report import GuardReport, recheck
 from adapters.records import ConvergenceRecord
 from adapters.tripwire_documents import tripwire_evidence, tripwire_policy
 from adapters.tripwire_policy import GuardPolicy
 from csf_store import Archive, Checkpoint, CsfError, Digest, Kind
-from manifests import Document, ManifestError, SourceGateReport, TripwireReport
+from manifests import AdapterRecord, Document, ManifestError, SourceGateReport, TripwireReport
 
 D = TypeVar("D", bound=Document)
 
@@ -34,6 +35,8 @@ def document_problem(archive: Archive, document: Document, told: Mapping[str, in
             return next(_detail_problems(archive, document, document.detail, told), None)
         if isinstance(document, GuardReport):
             return next(_report_problems(archive, document, told), None)
+        if isinstance(document, AdapterRecord):
+            return next(_record_problems(archive, document), None)
         if isinstance(document, SourceGateReport):
             return next(_gate_problems(archive, document), None)
     except (CsfError, ManifestError, AdapterError) as error:
@@ -78,6 +81,19 @@ def _detail_problems(archive: Archive, wire: TripwireReport, detail: Digest, tol
         wrong = {each.title for each in again.report.measures} ^ {each.title for each in wire.measures}
         wrong |= {each.title for each in set(wire.measures) - set(again.report.measures)}
         yield f"guard report {detail} gives other numbers than this report, for {', '.join(sorted(wrong)[:4])}"
+
+
+def _record_problems(archive: Archive, record: AdapterRecord) -> Iterator[str]:
+    """The record says of the adapter what the adapter's own configuration and tensors say."""
+    adapter = archived_adapter(archive, record.adapter)
+    settings = adapter.settings
+    if (record.rank, record.alpha) != (settings.r, float(settings.lora_alpha)):
+        yield (
+            f"the record of adapter {record.adapter} says rank {record.rank} and alpha {record.alpha:g}, its own"
+            f" configuration {settings.r} and {settings.lora_alpha:g}"
+        )
+    if other := sorted(set(record.targets) ^ set(adapter.modules)):
+        yield f"the record of adapter {record.adapter} and its tensors disagree on whether it adapts {other[0]}"
 
 
 def _gate_problems(archive: Archive, report: SourceGateReport) -> Iterator[str]:

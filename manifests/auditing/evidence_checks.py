@@ -28,7 +28,14 @@ def check_evals(context: Context, subject: Subject) -> Lines:
         if problem:
             yield AuditLine("eval", Verdict.FAIL, summary.report, f"{name}: {problem}")
             continue
-        text = f"{name} = {summary.score:.4g} over {summary.n} items, bound to this assembly and recipe"
+        text = f"{name} = {summary.score:.4g} over {summary.n} items, bound to this assembly and"
+        own = subject.manifest.recipe
+        other = own is not None and own.digest != summary.recipe
+        text = (
+            f"{text} recipe {summary.recipe.short}, which is not the one to be served with"
+            if other
+            else f"{text} recipe"
+        )
         if report.items is None:
             yield AuditLine("eval", Verdict.UNKNOWN, summary.report, f"{text}; no items are kept to score again")
         elif str(summary.report) not in context.facts.evidence:
@@ -71,6 +78,7 @@ def check_tripwire(context: Context, subject: Subject) -> Lines:
     try:
         report = context.repository.load_record(wire.report, TripwireReport)
         problem = _wire_problem(subject, report) or wire_report_problem(context, wire.report, report)
+        problem = problem or _tripped_later(context, wire.report, report)
     except (CsfError, ManifestError) as error:
         problem = f"its report cannot be read: {error}"
     if problem:
@@ -78,11 +86,22 @@ def check_tripwire(context: Context, subject: Subject) -> Lines:
     elif wire.status == "tripped":
         text = f"the collapse tripwire tripped on this assembly: {', '.join(report.tripped)}"
         yield AuditLine("tripwire", Verdict.FAIL, wire.report, text)
+    elif manifest.recipe is not None and manifest.recipe.digest != report.recipe:
+        text = f"it was run with recipe {report.recipe.short}, and not with {manifest.recipe.digest}, to be served with"
+        yield AuditLine("tripwire", Verdict.UNKNOWN, wire.report, text)
     else:
         text = f"clear by policy {report.policy.short}, which was fixed before the run; judged again"
         yield AuditLine("tripwire", Verdict.PASS, wire.report, text)
     if problem is None and report.detail is not None:
         yield _guard_line(context, report, report.detail)
+
+
+def _tripped_later(context: Context, digest: Digest, report: TripwireReport) -> str | None:
+    """A clear report does not stand against a later one of the same pair, whether the manifest names that or not."""
+    last, status = context.facts.tripwires.get((str(report.assembly), str(report.recipe)), (0, "untold"))
+    if report.status == "clear" and status == "tripped" and last > context.facts.evidence.get(str(digest), last):
+        return f"it is clear, and event {last} brought a later report of the same assembly and recipe, which tripped"
+    return None
 
 
 def _guard_line(context: Context, report: TripwireReport, detail: Digest) -> AuditLine:

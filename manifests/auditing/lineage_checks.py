@@ -175,5 +175,14 @@ def check_fit(context: Context, subject: Subject) -> Lines:
             problem = context.fit(context.archive, step.adapter, base)
         except (CsfError, ManifestError) as error:
             problem = str(error)
+        problem = problem or _record_problem(context, step.adapter)
         text = problem or f"names, shapes and ranks fit base {base.short}"
         yield AuditLine("fit", Verdict.FAIL if problem else Verdict.PASS, step.adapter, text)
+
+
+def _record_problem(context: Context, adapter: Digest) -> str | None:
+    """What the adapter's record says of its rank and modules, against the adapter itself."""
+    found = context.find_record(adapter)
+    if found is None or context.documents is None:
+        return None
+    return context.documents(context.archive, found[1], context.facts.evidence)

@@ -432,6 +432,14 @@ def a_tripwire_value_that_no_report_measured(scene: Scene) -> None:
 
 
 @mutation
+def a_tripwire_that_tripped_later_and_is_kept_quiet(scene: Scene) -> None:
+    """The same pair was run again and tripped; the manifest goes on naming the report that was clear."""
+    with Archive.open(scene.path) as archive:
+        house, manifest = scene.house(archive), second(archive, scene)
+        house.wired(bare(manifest), passed=scene.rng.randrange(2))
+
+
+@mutation
 def a_tripwire_of_another_assembly(scene: Scene) -> None:
     with Archive.open(scene.path) as archive:
         other = Repository(archive).load(scene.rng.choice([scene.victim.bare, scene.victim.first]))
@@ -726,6 +734,17 @@ def an_adapter_that_does_not_fit(scene: Scene) -> None:
         adapter = adapter_tree(archive, scene.rng.randrange(100, 10**6))
         claim = adapter_record(other, adapter, None, Digest.of(b"")).revised(training=None, claim=True)
         install_adapter(scene, archive, other, adapter, Repository(archive).put_adapter_record(claim))
+
+
+@mutation
+def an_adapter_record_that_lies_about_its_adapter(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        repository = Repository(archive)
+        adapter = adapter_tree(archive, scene.rng.randrange(100, 10**6))
+        training = repository.put_record(training_record(repository, scene.victim.base, adapter, None))
+        lies: list[dict[str, object]] = [{"rank": 64}, {"alpha": scene.rng.uniform(5, 9)}, {"targets": ("lm_head",)}]
+        lie = adapter_record(scene.victim.base, adapter, None, training).revised(**scene.rng.choice(lies))
+        install_adapter(scene, archive, scene.victim.base, adapter, repository.put_adapter_record(lie))
 
 
 @mutation

@@ -238,3 +238,17 @@ def test_adapter_records_can_be_loaded_by_type(house: House) -> None:
     adapter = house.adapter("one")
     found = house.repository.find_adapter_record(adapter)
     assert found is not None and house.repository.load_record(found[0], AdapterRecord) == found[1]
+
+
+def test_evidence_for_another_recipe_than_the_one_to_be_served_clears_nothing(house: House) -> None:
+    wired = house.wired(house.manifest(house.adapter("a")), passed=3)
+    nf4 = Recipe(dtype="bfloat16", quantization="nf4", modules=("m",), double_quant=True, compute_dtype="bfloat16")
+    told = {}
+    for manifest in (wired, wired.revised(recipe=nf4)):
+        report = audit(house.archive, house.repository.put(manifest))
+        told[manifest.recipe] = {line.check: line for line in report.lines}
+    assert told[wired.recipe]["tripwire"].verdict is Verdict.PASS
+    assert told[nf4]["tripwire"].verdict is Verdict.UNKNOWN
+    assert str(nf4.digest) in told[nf4]["tripwire"].message
+    assert told[wired.recipe]["eval"].message.endswith("this assembly and recipe, scored again from them")
+    assert "not the one to be served with" in told[nf4]["eval"].message
