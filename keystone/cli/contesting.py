@@ -180,10 +180,9 @@ def _show(session: Session, contest: Contest, opponent: str, report: "HeadToHead
     )
     session.item(fields, text)
     if report.verdict == "UNDERPOWERED":
-        session.note(
-            f"a fall by {rules.margin:g} is not excluded; these items would have shown a difference of"
-            f" {report.minimal_effect:.3f} four times in five"
-        )
+        effect = report.minimal_effect
+        shown = f"a difference of {effect:.3f} would have shown four times in five" if effect else "they never differed"
+        session.note(f"a fall by {rules.margin:g} is not excluded by {n} items; {shown}")
     if report.candidate.style != report.opponent.style:
         session.note("one side continued the text and the other was asked in a chat; the report says which")
 
