@@ -639,7 +639,9 @@ class KeystoneForCausalLM(KeystonePreTrainedModel, GenerationMixin):
         if isinstance(logits_to_keep, Tensor) or logits_to_keep:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             rows_BTH = rows_BTH[:, kept]
-        logits_BTV = self.lm_head(rows_BTH)
+        # As one matrix: where rows lie apart, as the last of several loops or tokens do, oneDNN rearranges the whole
+        # weight before it multiplies in bf16, which takes a copy of it and tens of times as long.
+        logits_BTV = self.lm_head(rows_BTH.flatten(0, 1)).unflatten(0, rows_BTH.shape[:2])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
