@@ -49,6 +49,14 @@ class LedgerEvents:
     tripwires: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     last: LedgerEntry | None = None
 
+    @classmethod
+    def of(cls, archive: Archive) -> LedgerEvents:
+        """The fold of an archive's events, made anew."""
+        found = cls()
+        for entry in archive.ledger.entries():
+            found.take(entry)
+        return found
+
     def take(self, entry: LedgerEntry) -> None:
         """Take in the next event."""
         self.last = entry
@@ -76,13 +84,12 @@ def events_of(archive: Archive) -> LedgerEvents:
     Raises:
         csf_store.CorruptError: naming the first line that was altered.
     """
-    ledger = archive.ledger
     found = _folded.get(archive)
-    if found is None or (found.last is not None and not _is_there(archive, found.last)):
-        found = LedgerEvents()
-    start = found.last.seq + 1 if found.last is not None else 0
-    for entry in ledger.entries(start):
-        found.take(entry)
+    if found is None or found.last is None or not _is_there(archive, found.last):
+        found = LedgerEvents.of(archive)
+    elif found.last.seq + 1 < archive.ledger.size:
+        for entry in archive.ledger.entries(found.last.seq + 1):
+            found.take(entry)
     _folded[archive] = found
     return found
 
