@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from csf_store import Session, Value, json_option, pass_session, progress_bar
+from keystone.cli.experience import holdout_option
+from keystone.cli.experience_lines import read_holdouts
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from adapters import HoldoutIndex
     from csf_store import Archive
     from keystone.council import CouncilTask, Member, Outcome
     from keystone.council.members import AskedStyle
@@ -139,10 +142,13 @@ def show(session: Session, *, deliberation: str) -> None:
 @council_command.command("keep")
 @click.argument("deliberation", metavar="DELIBERATION")
 @click.option("--licence", help="Of an endpoint's answer, an SPDX expression; yours to know.")
+@holdout_option
 @_SANDBOX
 @json_option
 @pass_session
-def keep(session: Session, *, deliberation: str, licence: str | None, sandbox_name: str) -> None:
+def keep(
+    session: Session, *, deliberation: str, licence: str | None, holdout_files: tuple[Path, ...], sandbox_name: str
+) -> None:
     """Let a verified answer become training experience, if the source gate lets it.
 
     \b
@@ -153,13 +159,16 @@ def keep(session: Session, *, deliberation: str, licence: str | None, sandbox_na
     from csf_store import Kind  # noqa: PLC0415 - numpy
     from keystone.council import keep as keep_answer  # noqa: PLC0415 - torch and transformers
     from keystone.evaluation.opening import open_sandbox  # noqa: PLC0415
-    from keystone.experience import known_holdouts  # noqa: PLC0415
     from manifests import Repository  # noqa: PLC0415
 
     quiet_libraries()
+
+    def holdouts() -> "HoldoutIndex":
+        return read_holdouts(session, holdout_files)
+
     with session.open() as archive, open_sandbox(sandbox_name) as sandbox:
         digest = archive.resolve(deliberation, kind=Kind.RECORD)
-        kept = keep_answer(Repository(archive), digest, sandbox=sandbox, holdouts=known_holdouts, licence=licence)
+        kept = keep_answer(Repository(archive), digest, sandbox=sandbox, holdouts=holdouts, licence=licence)
     fields: dict[str, Value] = {
         "record": str(kept.record),
         "batch": str(kept.batch),

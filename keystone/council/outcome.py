@@ -106,7 +106,7 @@ def choose_winner(task: CouncilTask, spoken: Sequence[Spoken]) -> tuple[int | No
     winner = best(ranked[0])
     if len(ranked) > 1:
         return winner, "tied" if votes(ranked[0]) == votes(ranked[1]) else "split"
-    return winner, "unanimous" if len(ranked[0]) > 1 else "one"
+    return winner, "unanimous" if votes(ranked[0]) > 1 else "one"
 
 
 def record_of(

@@ -175,8 +175,8 @@ def test_the_program_that_most_members_wrote_wins(
     """Three turns of one member are one voice; layout and comments are no disagreement."""
     members = [
         Scripted("loud", [RIGHT, RIGHT, RIGHT]),
-        Scripted("chat", [f"```python\ndef add(a, b):\n    '''Sums.'''\n{ALSO_RIGHT}```\n"], style="chat"),
-        Scripted("plain", ["    total = a   # start\n    total += b\n    return total\n"]),
+        Scripted("chat", [f"```python\ndef add(a, b):\n    '''Sums.'''\n{ALSO_RIGHT}```\n", WRONG], style="chat"),
+        Scripted("plain", ["    total = a   # start\n    total += b\n    return total\n", WRONG]),
     ]
     outcome = deliberate(repository, task, members, sandbox=sandbox, plan=Plan(samples=3, mode="best"))
     assert outcome.winner is not None
@@ -193,6 +193,7 @@ def test_the_program_that_most_members_wrote_wins(
         ([[ALSO_RIGHT], [RIGHT]], ("tied", 1)),
         ([[RIGHT], [RIGHT]], ("unanimous", 0)),
         ([[WRONG], [RIGHT]], ("one", 1)),
+        ([[RIGHT, RIGHT]], ("one", 0)),
     ],
 )
 def test_ties_are_called_ties(
@@ -203,7 +204,8 @@ def test_ties_are_called_ties(
     expected: tuple[str, int],
 ) -> None:
     members = [Scripted(f"m{number}", each) for number, each in enumerate(says)]
-    found = deliberate(repository, task, members, sandbox=sandbox, plan=Plan(mode="best")).deliberation
+    plan = Plan(samples=max(map(len, says)), mode="best")
+    found = deliberate(repository, task, members, sandbox=sandbox, plan=plan).deliberation
     assert (found.agreement, found.winner) == expected
 
 

@@ -162,7 +162,7 @@ def test_what_may_pass_is_tried_again_with_pauses_that_double() -> None:
 
 @contextmanager
 def dripping(first: bytes, drip: bytes) -> Iterator[str]:
-    """A server that never comes to an end: a few bytes at a time, for ever."""
+    """A server that comes to no end: a byte at a time, until it hangs up long after anybody should have left."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -171,7 +171,9 @@ def dripping(first: bytes, drip: bytes) -> Iterator[str]:
             with connection:
                 connection.recv(65536)
                 connection.sendall(first)
-                while not over.wait(0.02):
+                for _ in range(100):
+                    if over.wait(0.02):
+                        return
                     try:
                         connection.sendall(drip)
                     except OSError:
