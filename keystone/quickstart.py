@@ -1,102 +1,101 @@
 """The main job end to end, on the embedded base, told as it happens.
 
-Put a base, measure it, train a small adapter on it, store that, name both by manifests, load both quantized, let them
-answer the same prompts, measure again, move a ref, roll it back, audit. Nothing here is staged: every number printed
-was measured in this run, and generated code is executed in the sandbox, never in this process.
+Put a base, load it quantized, let it learn through the guarded cycle, hear the tripwire's word, promote it if that word
+allows and an operator signs, go back in one step, audit. Nothing here is staged: every number printed was measured in
+this run, the cycle's gates are those of `keystone cycle run` with nothing relaxed, and generated code is executed in
+the sandbox, never in this process. So the story ends as it ends: a candidate that nobody can tell from a worse one is
+UNDERPOWERED and stays where it is, and that is told as plainly as a success.
 """
 
-import math
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedTokenizerFast
-
-from adapters import add_adapter, fit_problem, train_lora, write_adapter
-from csf_store import Archive, Digest, Kind
-from keystone.checkpoints import assemble_base
-from keystone.evaluation import ProcessSandbox, Side, SuiteResult, Task
-from keystone.evaluation.basics import draw_held_out, draw_training, tasks_digest
-from keystone.evaluation.measuring import pass_rate, store_report
-from keystone.loader import LoadedModel, load
+from adapters import fit_problem
+from csf_store import JSON, Archive, Digest
+from keystone.cycle.clearing import require_clear
+from keystone.cycle.holdout_ledger import DrawKey
+from keystone.cycle.models import ModelHands
+from keystone.cycle.plan import CyclePlan, GuardRules, PracticeRules, SamplingRules, TrainingRules
+from keystone.cycle.running import Listener, Runner
+from keystone.cycle.steps import Cycle
+from keystone.cycle.switching import promote_and_check
+from keystone.cycle.telling import Chapter, chapters
+from keystone.errors import RefusedError, SandboxMissingError
+from keystone.evaluation.opening import open_sandbox
+from keystone.evaluation.workers import PooledSandbox
+from keystone.loader import LoadedModel
 from keystone.nano.embedded import import_nano
 from keystone.tied_weights import TIED
 from manifests import (
-    AdapterUse,
     Auditor,
     AuditReport,
-    EvalSummary,
-    Manifest,
+    KeyStore,
     Repository,
-    TrainingConfig,
-    TrainingRecord,
     Verdict,
+    approval_statement,
+    draft_approval,
+    put_envelope,
+    seal,
+    trust_key,
 )
 
-REF = "prod"
+REF, PLAYGROUND, OPERATOR = "prod", "playground", "quickstart-throw-away"
 PROMPTS = (
-    '''def keep_large(values):
-    """Return a list of all elements of values that are greater than 12.
+    '''def total_small(values):
+    """Return the sum of all elements of values that are less than 12.
 
-    >>> keep_large([3, 14, 25])
-    [14, 25]
+    >>> total_small([3, 14, 5])
+    8
     """
 ''',
-    '''def scale(values):
-    """Return a list with 3 times x plus 7 for each x in values.
+    '''def count_long(words):
+    """Return how many of the words have more than 4 letters.
 
-    >>> scale([2])
-    [13]
+    >>> count_long(['apple', 'fig'])
+    1
     """
 ''',
 )
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-Step = Callable[[str, str], None]
+PLAN = CyclePlan(
+    name="quickstart",
+    guard=GuardRules(sentinel_items=160, fresh_items=400, looks=2),
+    practice=PracticeRules(tasks=160, samples=2),
+    training=TrainingRules(steps=60, batch=16, learning_rate=2e-3, external=0.3),
+    sampling=SamplingRules(prompts=60, samples=2, reruns=5, batch=200),
+)
+"""The rules of `keystone cycle run`, with half its fresh items and a tenth of its practice."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How much of everything; the defaults take under two minutes on two cores.
-
-    Attributes:
-        held_out: tasks in each measurement, half of them from families that no training text contains.
-        exercises: training draws that the adapter learns from.
-        steps: optimizer steps, of `batch` exercises each.
-        seed: of the draws and of the training.
-    """
-
-    held_out: int = 160
-    exercises: int = 1600
-    steps: int = 60
-    batch: int = 16
-    learning_rate: float = 2e-3
-    rank: int = 8
-    seed: int = 7
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model of the story: its manifest, itself loaded and quantized, and what it scored."""
-
-    digest: Digest
-    loaded: LoadedModel
-    result: SuiteResult
-    summary: EvalSummary
+_TOLD: Mapping[str, str] = {
+    "IMPROVED": "it beats the incumbent on tasks nobody had seen, and a fall by the margin is excluded",
+    "NON-INFERIOR": "a fall by the margin is excluded; that it is better was not shown",
+    "UNDERPOWERED": "too little was measured to tell it from a worse one, so it is not promoted; that is no failure",
+    "REGRESSED": "harm was shown, so it goes nowhere and the last good model stays; that is what the tripwire is for",
+    "REFUSED": "the source gate let nothing train, so nothing changed",
+    "HALTED": "training was stopped, so nothing changed",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What the story ended with."""
 
-    base: Measured
-    adapted: Measured
-    adapter: Digest
-    audits: tuple[AuditReport, AuditReport]
+    base: Digest
+    candidate: Digest | None
+    cycle: Cycle
+    promoted: bool
+    audits: tuple[AuditReport, ...]
+    sandbox: str
     seconds: float
+
+    @property
+    def last(self) -> Digest:
+        """The newest manifest of the story."""
+        return self.base if self.candidate is None else self.candidate
 
 
 class Narrator:
@@ -117,72 +116,88 @@ class Narrator:
         yield lambda _: None
 
 
-def run(archive: Archive, work: Path, narrator: Narrator, settings: Settings | None = None) -> Outcome:
+class _Steps(Listener):
+    """The cycle's steps as lines of the story."""
+
+    def __init__(self, narrator: Narrator) -> None:
+        self._narrator = narrator
+
+    def done(self, cycle: str, step: str, fields: Mapping[str, JSON]) -> None:  # noqa: ARG002 - as Listener says
+        """Say what a step brought; some bring nothing to say."""
+        said = {
+            "begun": f"policy {str(fields.get('plan'))[:15]} recorded before anything runs",
+            "calibrated": "the base's own noise measured, from reruns",
+            "committed": f"fresh draw committed to: {str(fields.get('commitment'))[:15]}, unknown until it is opened",
+            "collected": (
+                f"{fields.get('passed')} of {fields.get('sampled')} answers passed their tests; {fields.get('kept')} are"
+                f" new, and {fields.get('external')} exercises no model wrote join them"
+            ),
+            "gated": "the source gate executed every record again, and let them in",
+            "trained": f"adapter {str(fields.get('adapter'))[:15]} trained; every byte of the base is as before",
+            "opened": f"fresh draw opened: {fields.get('items')} tasks, used this once",
+        }
+        if step in said:
+            self._narrator.say(said[step])
+
+
+def run(archive: Archive, work: Path, narrator: Narrator, plan: CyclePlan = PLAN) -> Outcome:
     """Live through the whole story.
 
     Args:
         archive: a new archive.
-        work: a directory for the trained adapter before it is stored.
+        work: a directory for keys and unfinished work.
         narrator: who is told.
-        settings: how much of everything.
+        plan: the rules of the cycle.
     """
-    settings = settings or Settings()
     started = time.monotonic()
     repository = Repository(archive)
-    with ProcessSandbox() as sandbox:
-        narrator.chapter("Put the embedded base into the archive")
-        first = _put_base(archive, narrator)
-        half = settings.held_out // 2
-        tasks = [
-            *draw_held_out(half, settings.seed, families="seen"),
-            *draw_held_out(settings.held_out - half, settings.seed, families="held-out"),
-        ]
+    narrator.chapter("Put the embedded base into the archive, and let `prod` name it")
+    base = _put_base(archive, narrator)
+    repository.refs.set(REF, base, expected=None, reason="the bare frozen base")
+    repository.refs.protect(REF, reason="moves only with a clear tripwire and an operator's signature")
+    narrator.say(f"{REF} is protected from now on")
 
-        narrator.chapter("Load it verified and quantized, and measure it on held-out tasks")
-        base = _measured(repository, first, tasks, sandbox, narrator)
-        repository.refs.set(REF, base.digest, expected=None, reason="the bare frozen base")
+    with _sandbox(narrator) as sandbox:
+        narrator.chapter("Load it, verified and quantized")
+        hands = ModelHands(repository, plan, sandbox, work, narrator.progress)
+        before = hands.model(base)
+        narrator.say(
+            f"{before.recipe.quantization}: {before.read_bytes / 1e6:.1f} MB verified in {before.seconds:.2f} s, "
+            f"{before.weight_bytes / 1e6:.1f} MB in memory"
+        )
+        answers = before.complete(PROMPTS)
 
-        narrator.chapter("Train a small LoRA adapter; the base stays frozen, and that is checked")
-        directory, record = _train(archive, base, work, settings, narrator)
-        adapter, _ = add_adapter(repository, directory, base=base.loaded.manifest.assembly.base, training=record)
-        archive.pin(adapter, kind=Kind.TREE, name="quickstart-lora")
-        narrator.say(f"adapter {adapter}")
+        narrator.chapter("The guarded cycle: the only way weights change")
+        cycle = Runner(repository, plan, hands, DrawKey(work, archive), work, _Steps(narrator)).run(REF)
+        candidate = cycle.find("finished", "manifest")
 
-        narrator.chapter("Name base + adapter by a manifest, load it, measure it on the same tasks")
-        second = repository.put(_with_adapter(repository, base, adapter))
-        adapted = _measured(repository, second, tasks, sandbox, narrator)
-        narrator.say(difference(base.result, adapted.result))
+        narrator.chapter(f"The tripwire's word: {cycle.outcome}")
+        _tell_verdict(chapters(repository, REF)[-1], narrator)
+        after = hands.model(candidate) if candidate is not None else None
 
-    narrator.chapter("The same prompts, before and after")
-    for prompt, before, after in zip(
-        PROMPTS, base.loaded.complete(PROMPTS), adapted.loaded.complete(PROMPTS), strict=True
-    ):
-        narrator.compare(prompt, before, after)
-
-    narrator.chapter("Move the ref, and go back in one step")
-    _move_and_return(repository, base.digest, adapted.digest, narrator)
-
-    narrator.chapter("Audit both: every byte re-hashed, the lineage walked to its root")
-    auditor = Auditor(archive, fit=fit_problem, tied=TIED)
-    audits = tuple(auditor.audit(digest) for digest in (base.digest, adapted.digest))
-    for measured, report in zip((base, adapted), audits, strict=True):
-        narrator.say(f"{measured.digest.short}  {len(report.lines)} checks  {report.verdict.value}")
-        for line in report.lines:
-            if line.verdict is not Verdict.PASS:
-                narrator.say(f"    {line.verdict.value}  {line.check}: {line.message}")
-    return Outcome(base, adapted, adapter, (audits[0], audits[1]), time.monotonic() - started)
+    narrator.chapter("The operator's turn, with a throw-away key made for this run")
+    promoted = candidate is not None and _promote(repository, candidate, work, narrator)
+    if after is not None and candidate is not None:
+        narrator.chapter("The same prompts, before and after")
+        _compare(after, answers, narrator)
+        narrator.chapter("A name moves, and goes back in one step")
+        _move_and_return(repository, base, candidate, narrator)
+    narrator.chapter("Audit: every byte re-hashed, the lineage walked to its root")
+    audits = _audited(archive, [each for each in (base, candidate) if each is not None], narrator)
+    return Outcome(base, candidate, cycle, promoted, audits, sandbox.name, time.monotonic() - started)
 
 
-def difference(before: SuiteResult, after: SuiteResult) -> str:
-    """The paired comparison, as plainly as the numbers allow: who solved what the other did not."""
-    won = sum(b.verdict != "passed" and a.verdict == "passed" for b, a in zip(before.items, after.items, strict=True))
-    lost = sum(b.verdict == "passed" and a.verdict != "passed" for b, a in zip(before.items, after.items, strict=True))
-    changed = won + lost
-    # Exact two-sided McNemar: under no change, each discordant task is a fair coin.
-    tail = sum(math.comb(changed, k) for k in range(min(won, lost) + 1)) / 2**changed
-    p = min(1.0, 2 * tail)
-    verdict = "too little evidence for a change" if p >= 0.05 else ("better" if won > lost else "WORSE")
-    return f"{won} tasks won, {lost} lost, of {len(before.items)}: {verdict} (exact McNemar p = {p:.3f})"
+@contextmanager
+def _sandbox(narrator: Narrator) -> Iterator[PooledSandbox]:
+    """Bubblewrap; where it does not work here, the weaker one, said aloud."""
+    try:
+        opened: AbstractContextManager[PooledSandbox] = open_sandbox("bwrap")
+    except SandboxMissingError as error:
+        narrator.say(f"bubblewrap does not work here ({error})")
+        narrator.say("so what the model writes runs in plain processes with limits, which hide no files and no network")
+        opened = open_sandbox("process")
+    with opened as sandbox:
+        yield sandbox
 
 
 def _put_base(archive: Archive, narrator: Narrator) -> Digest:
@@ -199,103 +214,68 @@ def _put_base(archive: Archive, narrator: Narrator) -> Digest:
     return manifest
 
 
-def _measured(
-    repository: Repository, digest: Digest, tasks: Sequence[Task], sandbox: ProcessSandbox, narrator: Narrator
-) -> Measured:
-    """Load, measure, and store the evidence as a manifest of its own: the same assembly, now with a score."""
-    loaded = load(digest, archive=repository.archive)
+def _tell_verdict(chapter: Chapter, narrator: Narrator) -> None:
+    for what, rates in (("fresh draw", chapter.fresh), ("sentinel set", chapter.sentinel)):
+        for role, title in (("base", "base"), ("candidate", "with adapter")):
+            if role in rates:
+                narrator.say(f"{what:<13} {title:<13} {rates[role]}")
+    narrator.say(f"{chapter.outcome}: {_TOLD.get(chapter.outcome, '')}")
+    for reason in (*chapter.tripped, *chapter.unclear)[:3]:
+        narrator.say(f"    {reason.guard}, against the {reason.reference}: {reason.text}")
+    if why := chapter.cycle.text("finished", "why"):
+        narrator.say(f"    {why}")
+    if chapter.effect is not None:
+        narrator.say(f"on {chapter.fresh['candidate'].items} tasks a fall of {chapter.effect:.0%} would have been seen")
+
+
+def _promote(repository: Repository, candidate: Digest, work: Path, narrator: Narrator) -> bool:
+    archive = repository.archive
+    try:
+        require_clear(repository, candidate)
+    except RefusedError as error:
+        narrator.say(f"refused: {error}")
+        narrator.say(f"{REF} stays at {repository.refs.get(REF).short}")
+        return False
+    keys, passphrase = KeyStore(work / "keys"), secrets.token_bytes(16)
+    trust_key(archive, keys.new(OPERATOR, passphrase))
+    draft = draft_approval(
+        archive, REF, repository.load(candidate), incumbent=repository.refs.find(REF), note="quickstart"
+    )
+    envelope = put_envelope(archive, seal(approval_statement(draft), keys.unlock(OPERATOR, passphrase)))
+    narrator.say(f"approval {envelope.short} signed by {OPERATOR}, a key that nobody keeps")
+    switched = promote_and_check(repository, REF, candidate, approval=envelope, reason="quickstart")
+    if switched.problem is not None:
+        narrator.say(f"the check after the switch failed, and {REF} went back by itself: {switched.problem}")
+        return False
     narrator.say(
-        f"{loaded.recipe.quantization}: {loaded.read_bytes / 1e6:.1f} MB verified in {loaded.seconds:.2f} s, "
-        f"{loaded.weight_bytes / 1e6:.1f} MB in memory"
+        f"{REF} -> {candidate.short}; loaded again after the switch, it says what it said when it was measured"
     )
-    with narrator.progress("solving", len(tasks)) as progress:
-        result = pass_rate(loaded, tasks, sandbox, progress=progress)
-    for side, title in ((Side.SEEN_FAMILY, "seen families"), (Side.UNSEEN_FAMILY, "held-out families")):
-        rate = result.by_side[side]
-        interval = f"95 % {rate.low:.0%} to {rate.high:.0%}"
-        narrator.say(f"{title:<18} {rate.passed:>3} of {rate.total} pass = {rate.value:.0%}  ({interval})")
-    summary = store_report(repository, loaded, tasks, result)
-    manifest = loaded.manifest.revised(evals=(summary,), recipe=loaded.recipe, parent=digest)
-    return Measured(repository.put(manifest), loaded, result, summary)
+    return True
 
 
-def _with_adapter(repository: Repository, base: Measured, adapter: Digest) -> Manifest:
-    assembly = base.loaded.manifest.assembly
-    return Manifest(
-        assembly=assembly.revised(adapters=(AdapterUse(adapter=adapter),)),
-        code_source=base.loaded.manifest.code_source,
-        source=base.loaded.manifest.source,
-        lineage=repository.trace([adapter], base=assembly.base),
-        parent=base.digest,
-    )
+def _compare(after: LoadedModel, answers: Sequence[str], narrator: Narrator) -> None:
+    for prompt, old, new in zip(PROMPTS, answers, after.complete(PROMPTS), strict=True):
+        narrator.compare(prompt, old, new)
 
 
-def _train(
-    archive: Archive, base: Measured, work: Path, settings: Settings, narrator: Narrator
-) -> tuple[Path, TrainingRecord]:
-    """Train on training draws, loss on the solutions only; returns the adapter's directory and its record."""
-    assembly = base.loaded.manifest.assembly
-    tasks = draw_training(settings.exercises, settings.seed)
-    config = TrainingConfig(
-        targets=TARGETS,
-        rank=settings.rank,
-        alpha=float(2 * settings.rank),
-        steps=settings.steps,
-        warmup_steps=min(10, settings.steps),
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-    )
-    with narrator.progress("training", settings.steps) as progress:
-        trained = train_lora(
-            assemble_base(archive, assembly.base),
-            solution_batches(base.loaded.tokenizer, tasks, settings.batch),
-            config,
-            base=assembly.base,
-            data=[tasks_digest(tasks)],
-            progress=lambda *_: progress(1),
-        )
-    losses = trained.record.losses
-    tenth = max(1, len(losses) // 10)
-    first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
-    narrator.say(
-        f"{settings.steps} steps on {len(tasks)} exercises, mean loss of a tenth of them {first:.3f} to {last:.3f}"
-    )
-    narrator.say(f"base tensors before = after: {trained.record.base_before.short}")
-    return write_adapter(trained.model, work / "quickstart-lora"), trained.record
-
-
-def solution_batches(
-    tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task], size: int
-) -> list[dict[str, torch.Tensor]]:
-    """Right-padded batches of prompt + solution + end token, with labels on the solution and the end token only."""
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    rows = []
-    for task in tasks:
-        prompt = tokenizer(task.prompt)["input_ids"]
-        solution = [*tokenizer(task.solution, add_special_tokens=False)["input_ids"], end]
-        rows.append((prompt + solution, [-100] * len(prompt) + solution))
-    # Rows of like length share a batch, which halves the padding.
-    rows.sort(key=lambda row: len(row[0]))
-    batches = []
-    for start in range(0, len(rows) - size + 1, size):
-        batch = rows[start : start + size]
-        width = max(len(ids) for ids, _ in batch)
-        batches.append(
-            {
-                "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
-                "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
-                "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch]),
-            }
-        )
-    return batches
-
-
-def _move_and_return(repository: Repository, base: Digest, adapted: Digest, narrator: Narrator) -> None:
+def _move_and_return(repository: Repository, base: Digest, candidate: Digest, narrator: Narrator) -> None:
     refs = repository.refs
-    refs.set(REF, adapted, expected=base, reason="try the adapter")
-    refs.rollback(REF, reason="quickstart shows the way back")
-    for event in refs.history(REF):
+    refs.set(PLAYGROUND, base, expected=None, reason="a name that is not protected")
+    refs.set(PLAYGROUND, candidate, expected=base, reason="try the adapter")
+    refs.rollback(PLAYGROUND, reason="quickstart shows the way back")
+    for event in refs.history(PLAYGROUND):
         verb = "rolled back to" if event.rollback else "set to"
         narrator.say(
-            f"{event.time:%H:%M:%S}  {REF} {verb} {event.target.short if event.target else '-'}  ({event.reason})"
+            f"{event.time:%H:%M:%S}  {PLAYGROUND} {verb} {event.target.short if event.target else '-'}  ({event.reason})"
         )
+
+
+def _audited(archive: Archive, manifests: Sequence[Digest], narrator: Narrator) -> tuple[AuditReport, ...]:
+    auditor = Auditor(archive, fit=fit_problem, tied=TIED)
+    reports = tuple(auditor.audit(digest) for digest in manifests)
+    for digest, report in zip(manifests, reports, strict=True):
+        narrator.say(f"{digest.short}  {len(report.lines)} checks  {report.verdict.value}")
+        for line in report.lines:
+            if line.verdict is not Verdict.PASS:
+                narrator.say(f"    {line.verdict.value}  {line.check}: {line.message}")
+    return reports

@@ -24,8 +24,9 @@ from keystone.cli.quiet import quiet_libraries
 def quickstart_command(session: Session, *, into: Path | None) -> None:
     """The whole story in two minutes, on the embedded base.
 
-    Puts the base into a new archive, trains a small adapter on it, loads both quantized, measures both on held-out
-    tasks, moves a ref and rolls it back, and audits what it made. The archive stays, for you to look around in.
+    Puts the base into a new archive, loads it quantized, lets it learn through the guarded cycle with its gates as they
+    are, promotes the result if its tripwire is clear, moves a name and rolls it back, and audits what it made. The
+    archive stays, for you to look around in.
 
     \b
     Example:
@@ -44,25 +45,29 @@ def quickstart_command(session: Session, *, into: Path | None) -> None:
     with Archive.create(place) as archive, tempfile.TemporaryDirectory() as work:
         outcome = run(archive, Path(work), narrator)
     home = "" if shutil.which("keystone") else f"{os.path.relpath(Path(sys.executable).parent)}/"
-    before, after = outcome.base.result.overall, outcome.adapted.result.overall
+    cycle = outcome.cycle
     session.item(
         {
             "archive": str(place),
-            "base": str(outcome.base.digest),
-            "adapted": str(outcome.adapted.digest),
-            "adapter": str(outcome.adapter),
-            "passed_before": before.passed,
-            "passed_after": after.passed,
-            "tasks": before.total,
+            "base": str(outcome.base),
+            "candidate": str(outcome.candidate) if outcome.candidate else None,
+            "adapter": cycle.text("trained", "adapter") or None,
+            "verdict": cycle.outcome,
+            "promoted": outcome.promoted,
+            "sandbox": outcome.sandbox,
             "audits": [report.verdict.value for report in outcome.audits],
             "seconds": round(outcome.seconds, 1),
         },
-        f"\nDone in {outcome.seconds:.0f} s. Four commands to try next:\n\n"
+        f"\nDone in {outcome.seconds:.0f} s. Serve it, and talk to it:\n\n"
         f"  export CSF_ARCHIVE={place}\n"
-        f"  {home}keystone load {outcome.adapted.digest.short} --prompt 'def keep_even(values):'\n"
-        f"  {home}keystone ref log prod\n"
-        f"  {home}keystone audit {outcome.adapted.digest.short}\n"
-        f"  {home}csf ls\n",
+        f"  {home}keystone serve prod playground\n"
+        "  curl -s http://127.0.0.1:8321/v1/completions -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"model": "prod", "prompt": "def keep_even(values):\\n", "max_tokens": 48}\'\n\n'
+        "Or look around:\n\n"
+        f"  {home}keystone cycle report prod -o cycles.html\n"
+        f"  {home}keystone load {outcome.last.short} --prompt 'def keep_even(values):'\n"
+        f"  {home}keystone audit {outcome.last.short}\n"
+        f"  {home}keystone ref log playground\n",
     )
     if any(report.verdict.value == "FAIL" for report in outcome.audits):
         click.get_current_context().exit(1)

@@ -1,17 +1,27 @@
 """The quickstart's story on a small scale: every step really happens, and its evidence is in the archive."""
 
+import re
 from pathlib import Path
 
 import pytest
-import torch
 
+from adapters import GuardReport
 from csf_store import Archive
-from keystone import load
-from keystone.evaluation import Side, SuiteResult, Verdict
-from keystone.evaluation.basics import draw_training
-from keystone.evaluation.scoring import ItemResult
-from keystone.quickstart import Narrator, Settings, difference, run, solution_batches
+from keystone import quickstart
+from keystone.cycle.plan import CyclePlan, GuardRules, PracticeRules, SamplingRules, TrainingRules
+from keystone.errors import SandboxMissingError
+from keystone.evaluation.opening import open_sandbox
+from keystone.evaluation.workers import PooledSandbox
+from keystone.quickstart import PLAN, Narrator, run
 from manifests import EvalReport, Repository
+
+SMALL = CyclePlan(
+    name="small",
+    guard=GuardRules(sentinel_items=16, fresh_items=16, looks=2),
+    practice=PracticeRules(tasks=12, samples=1),
+    training=TrainingRules(steps=2, batch=4),
+    sampling=SamplingRules(prompts=4, reruns=5, max_new_tokens=12),
+)
 
 
 class Listener(Narrator):
@@ -28,62 +38,55 @@ class Listener(Narrator):
         self.said.append(prompt + before + after)
 
 
-def test_the_story_leaves_its_evidence(tmp_path: Path) -> None:
+def test_the_story_leaves_its_evidence_and_claims_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_bubblewrap(name: str) -> PooledSandbox:
+        if name == "bwrap":
+            raise SandboxMissingError("there is none")
+        return open_sandbox(name)
+
+    monkeypatch.setattr(quickstart, "open_sandbox", without_bubblewrap)
     listener = Listener()
     with Archive.create(tmp_path / "archive") as archive:
-        outcome = run(archive, tmp_path, listener, Settings(held_out=12, exercises=16, steps=2, batch=4))
-        repository = Repository(archive)
-        for measured in (outcome.base, outcome.adapted):
-            manifest = repository.load(measured.digest)
-            report = repository.load_record(manifest.evals[0].report, EvalReport)
-            assert report.assembly == manifest.assembly.digest
-            assert report.recipe == measured.loaded.recipe.digest == manifest.recipe.digest  # type: ignore[union-attr]
-            assert report.result.n == 12
+        outcome = run(archive, tmp_path, listener, SMALL)
+        repository, cycle = Repository(archive), outcome.cycle
+        story = "\n".join(listener.said)
+        # Sixteen tasks can show nothing good, and everybody is told so; what they can show is harm.
+        assert cycle.outcome in {"UNDERPOWERED", "REGRESSED"}
+        assert f"The tripwire's word: {cycle.outcome}" in story
+        assert not outcome.promoted and "refused: the tripwire of" in story
+        assert "which hide no files and no network" in story and outcome.sandbox == "process"
+        assert repository.refs.get("prod") == outcome.base
+        assert repository.refs.is_protected("prod")
+        assert [move.rollback for move in repository.refs.history("playground")] == [False, False, True]
+
+        assert outcome.candidate is not None
+        manifest = repository.load(outcome.candidate)
+        assert manifest.assembly.adapters[0].adapter == cycle.digest("trained", "adapter")
+        record = repository.adapter_record(manifest.assembly.adapters[0].adapter)
+        assert record is not None and record.claim is False
+        assert {summary.suite for summary in manifest.evals} == {"basics/fresh", "basics/sentinel"}
+        for summary in manifest.evals:
+            report = repository.load_record(summary.report, EvalReport)
+            assert (report.assembly, report.result.n) == (manifest.assembly.digest, 16)
             assert report.items is not None
             items = archive.get_bytes(report.items).decode().splitlines()
             assert sum('"verdict":"passed"' in item for item in items) == report.result.passed
-        assert repository.load(outcome.adapted.digest).assembly.adapters[0].adapter == outcome.adapter
-        record = repository.adapter_record(outcome.adapter)
-        assert record is not None
-        assert record.claim is False
-        moves = repository.refs.history("prod")
-        assert [move.target for move in moves] == [outcome.base.digest, outcome.adapted.digest, outcome.base.digest]
-        assert moves[-1].rollback
+        guard = repository.load_record(cycle.digest("judged", "report"), GuardReport)
+        assert guard.judgement.verdict == cycle.outcome
         assert archive.verify(deep=True).ok
-    assert [report.verdict.value for report in outcome.audits] == ["UNSIGNED", "UNKNOWN"]
-    assert sum("of 12" in text for text in listener.said) == 1
+    assert "FAIL" not in outcome.audits[0].verdict.value
+    assert len(outcome.audits) == 2
 
 
-def result_of(verdicts: str) -> SuiteResult:
-    items = [
-        ItemResult(str(index), "f", Side.SEEN_FAMILY, Verdict.PASSED if mark == "+" else Verdict.FAILED, "", 0.0)
-        for index, mark in enumerate(verdicts)
-    ]
-    return SuiteResult("process", tuple(items))
+def test_the_gates_of_the_story_are_those_of_a_cycle() -> None:
+    sizes = {"sentinel_items", "fresh_items", "looks"}
+    changed = {name for name in GuardRules.model_fields if getattr(PLAN.guard, name) != getattr(GuardRules(), name)}
+    assert changed == sizes
+    # Nothing is promoted that could not have been seen to forget a family: enough items of each of forty.
+    items = (PLAN.guard.sentinel_items + PLAN.guard.fresh_items) // 40
+    assert 0.5**items <= PLAN.guard.alpha / 5 / 2 / PLAN.guard.looks / 40
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "said", "p"),
-    [
-        ("----------", "++++++++++", "better", "0.002"),
-        ("++++++++++", "----------", "WORSE", "0.002"),
-        ("+-+-+-+-+-", "-+-+-+-+-+", "too little evidence", "1.000"),
-        ("----------", "+++++-----", "too little evidence", "0.062"),
-        ("++++++++++", "++++++++++", "too little evidence", "1.000"),
-    ],
-)
-def test_the_comparison_claims_no_more_than_the_numbers(before: str, after: str, said: str, p: str) -> None:
-    text = difference(result_of(before), result_of(after))
-    assert said in text
-    assert f"p = {p}" in text
-
-
-def test_only_solutions_are_learned(nano_archive: Path) -> None:
-    tokenizer = load("nano", archive=nano_archive, quantization="none").tokenizer
-    tasks = draw_training(6, 1)
-    for batch in solution_batches(tokenizer, tasks, 3):
-        learned = batch["labels"] != -100
-        assert torch.equal(batch["labels"][learned], batch["input_ids"][learned])
-        assert not (learned & (batch["attention_mask"] == 0)).any()
-        texts = {tokenizer.decode(row[mask]) for row, mask in zip(batch["input_ids"], learned, strict=True)}
-        assert texts <= {f"{task.solution}<|end|>" for task in tasks}
+def test_prompts_are_ones_a_reader_can_check() -> None:
+    for prompt in quickstart.PROMPTS:
+        assert re.search(r">>> \w+\(.+\)\n", prompt)
