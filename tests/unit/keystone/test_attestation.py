@@ -1,5 +1,6 @@
 """A model in memory is held against the archive: what changes shows, what only computes does not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import keystone
 from adapters import add_adapter, write_adapter
 from csf_store import Archive, Digest
 from keystone import KeystoneForCausalLM
-from keystone.attestation import expected_attestation
+from keystone.attestation import attest_each, attest_tensors, expected_attestation
 from keystone.errors import InvalidInputError
 from keystone.nano.embedded import DATA
 from keystone.quantize import is_repacked
@@ -134,3 +135,16 @@ def test_a_short_nonce_is_refused(nano_archive: Path) -> None:
     loaded = keystone.load("nano", archive=nano_archive, quantization="none")
     with pytest.raises(InvalidInputError, match="may come up again"):
         loaded.attest(b"short")
+
+
+def test_the_value_in_the_spec_is_what_is_computed() -> None:
+    spec = (Path(__file__).parents[3] / "manifests" / "SPEC.md").read_text(encoding="utf-8")
+    nonce, *rows, value = spec.split("```live\n")[1].split("\n```")[0].splitlines()
+    tensors = []
+    for row in rows:
+        name, dtype, shape, data = row.split(" ")
+        flat = torch.frombuffer(bytearray.fromhex(data), dtype=getattr(torch, dtype))
+        tensors.append((name, flat.reshape(json.loads(shape))))
+    found = attest_tensors(reversed(tensors), bytes.fromhex(nonce.split()[1]))
+    assert value == f"value {found}" and len(tensors) == 2
+    assert attest_each(tensors, NONCE)["b"] == attest_tensors(tensors[1:], NONCE) != found
