@@ -7,6 +7,7 @@ import click
 
 from csf_store import Session, Value, json_option, pass_session
 from keystone.cli.adapter_tools import COMMANDS as TOOLS
+from keystone.cli.training import COMMANDS as TRAINING
 
 if TYPE_CHECKING:
     from csf_store import Digest
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 
 @click.group("adapter")
 def adapter_command() -> None:
-    """Add, show, import, check, merge and compare PEFT adapters.
+    """Train, add, show, import, check, merge and compare PEFT adapters.
 
     An adapter goes in as it is and comes out byte for byte: `csf get DIGEST -o DIR`.
     """
 
 
-for _tool in TOOLS:
+for _tool in (*TRAINING, *TOOLS):
     adapter_command.add_command(_tool)
 
 

@@ -58,4 +58,6 @@ def _digests_of(line: str) -> list[Digest]:
     fields = json.loads(line)
     if "records" in fields:
         return [Digest.parse(str(each)) for each in fields["records"]]
-    return [Digest.parse(str(fields["record"]))] if "record" in fields else []
+    if "record" not in fields or fields.get("accepted") is False:
+        return []  # a summary, or what the gate refused
+    return [Digest.parse(str(fields["record"]))]
