@@ -129,8 +129,8 @@ class _Steps(Listener):
             "calibrated": "the base's own noise measured, from reruns",
             "committed": f"fresh draw committed to: {str(fields.get('commitment'))[:15]}, unknown until it is opened",
             "collected": (
-                f"{fields.get('passed')} of {fields.get('sampled')} answers passed their tests; {fields.get('kept')} are"
-                f" new, and {fields.get('external')} exercises no model wrote join them"
+                f"{fields.get('passed')} of {fields.get('sampled')} answers passed their tests; {fields.get('kept')}"
+                f" are new, and {fields.get('external')} exercises no model wrote join them"
             ),
             "gated": "the source gate executed every record again, and let them in",
             "trained": f"adapter {str(fields.get('adapter'))[:15]} trained; every byte of the base is as before",
@@ -265,9 +265,8 @@ def _move_and_return(repository: Repository, base: Digest, candidate: Digest, na
     refs.rollback(PLAYGROUND, reason="quickstart shows the way back")
     for event in refs.history(PLAYGROUND):
         verb = "rolled back to" if event.rollback else "set to"
-        narrator.say(
-            f"{event.time:%H:%M:%S}  {PLAYGROUND} {verb} {event.target.short if event.target else '-'}  ({event.reason})"
-        )
+        where = event.target.short if event.target is not None else "-"
+        narrator.say(f"{event.time:%H:%M:%S}  {PLAYGROUND} {verb} {where}  ({event.reason})")
 
 
 def _audited(archive: Archive, manifests: Sequence[Digest], narrator: Narrator) -> tuple[AuditReport, ...]:

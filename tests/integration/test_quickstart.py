@@ -20,7 +20,7 @@ SMALL = CyclePlan(
     guard=GuardRules(sentinel_items=16, fresh_items=16, looks=2),
     practice=PracticeRules(tasks=12, samples=1),
     training=TrainingRules(steps=2, batch=4),
-    sampling=SamplingRules(prompts=4, reruns=5, max_new_tokens=12),
+    sampling=SamplingRules(prompts=4, reruns=5, max_new_tokens=32),
 )
 
 
