@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from csf_store import Digest
-from keystone.serve.host import Host, Lease, ModelName, Served
+from keystone.serve.holding import Served
+from keystone.serve.host import Host, Lease, ModelName
 from keystone.serve.tools import takes_tools
 from manifests import Manifest
 

@@ -18,7 +18,7 @@ from serving_clients import Server, random_adapter, server_on, with_adapter
 from csf_store import Archive, Digest
 from keystone.attestation import expected_attestation
 from keystone.errors import InvalidInputError, RefusedError
-from keystone.serve import fields, host
+from keystone.serve import fields, holding
 from keystone.serve.limits import Limits
 from keystone.serve.running import check_exposure
 from keystone.serve.tokens import BearerTokens
@@ -32,7 +32,7 @@ def server(nano_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     limits = Limits(streams=8, queued=8)
     with server_on(nano_archive, tmp_path_factory.mktemp("operations"), "nano", "tuned", limits=limits) as running:
         running.refs.set("prod", running.nano, expected=None)
-        running.host._follow("prod")
+        running.host.follow("prod")
         running.host.refresh()
         yield running
 
@@ -104,14 +104,14 @@ def test_a_ref_to_something_broken_keeps_what_answered_and_says_so(
 
 def _damage(monkeypatch: pytest.MonkeyPatch, adapter: Digest) -> None:
     """Let reading this adapter fail as damage on disk would."""
-    real = host.read_adapters
+    real = holding.read_adapters
 
     def failing(archive: Archive, uses: Sequence[AdapterUse]) -> object:
         if any(use.adapter == adapter for use in uses):
             raise InvalidInputError("damaged on disk")
         return real(archive, uses)
 
-    monkeypatch.setattr(host, "read_adapters", failing)
+    monkeypatch.setattr(holding, "read_adapters", failing)
 
 
 def test_adapters_that_no_name_wants_leave_memory(server: Server, tmp_path: Path) -> None:
