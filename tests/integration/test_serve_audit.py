@@ -14,6 +14,7 @@ from csf_store import Archive, Digest
 from keystone.asking import Endpoint
 from keystone.checkpoints import read_adapter_tensors
 from keystone.cli import main
+from keystone.errors import InvalidInputError
 from keystone.recomputing import Recomputation
 from keystone.serve.tokens import BearerTokens
 from manifests import Attestation, Auditor, AuditReport, Repository, ServerAnswer, ServerAudit, Verdict
@@ -226,6 +227,18 @@ def test_no_token_and_no_server_prove_nothing(server: Server) -> None:
         assert report.exit_code() == 3
 
 
+@pytest.mark.parametrize("url", ["ftp://box", "http://", "http://me:secret@box", "http://box?x=1", "http://box:port"])
+def test_what_is_no_servers_url_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError, match="URL"):
+        Endpoint(url)
+
+
+def test_the_command_says_what_belongs_together(tmp_path: Path) -> None:
+    for arguments in ([], ["nano", "--keep"], ["nano", "--token-file", str(Path(__file__))]):
+        found = CliRunner().invoke(main, ["--archive", str(tmp_path), "audit", *arguments])
+        assert found.exit_code == 2, found.output
+
+
 def test_the_command_audits_a_server_and_keeps_its_word(
     server: Server, secret: tuple[BearerTokens, str], tmp_path: Path
 ) -> None:
@@ -239,5 +252,10 @@ def test_the_command_audits_a_server_and_keeps_its_word(
     assert found.exit_code == 0 and any(pin.digest == kept for pin in server.archive.pins())
     refused = CliRunner().invoke(main, [*arguments, "nano"], env={"KEYSTONE_TOKEN": "wrong"})
     assert refused.exit_code == 3
+    page = tmp_path / "page.html"
+    people = [each for each in arguments if each != "--json"]
+    shown = CliRunner().invoke(main, [*people, "nano", "--html", str(page)], env={"KEYSTONE_TOKEN": secret[1]})
+    assert shown.exit_code == 0 and "does not detect a hostile host" in shown.stdout
+    assert "live" in page.read_text() and "<svg" in page.read_text()
     trusted = CliRunner().invoke(main, [*arguments, "nano"], env={"KEYSTONE_TOKEN": secret[1]})
     assert trusted.exit_code == 0

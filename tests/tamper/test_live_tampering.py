@@ -10,6 +10,8 @@ import pytest
 from live import LIVE, SCHEMES, Process, archive_with_adapters, process
 
 from csf_store import Archive
+from keystone.recomputing import Recomputation
+from manifests import Attestation, LiveWeights, ServerAnswer
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,32 @@ CLAIMED = ["training", "tripwire", "approvals"]
 
 def told(running: Process) -> list[str]:
     return [alarm for alarm in running.alarms() if alarm.split(" ", 1)[0] not in CLAIMED]
+
+
+def test_without_looking_at_the_live_tensors_nothing_shows(running: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken out once: a server that answers what the auditor expects, which is what a hostile one would do."""
+    name = "a-bit-of-a-base-weight-in-a-running-process"
+    with LIVE[name](running):
+        assert told(running)
+        monkeypatch.setattr("live.InProcess.attest", lambda _, __, nonce: right(running, nonce))
+        assert told(running) == []
+
+
+def right(running: Process, nonce: str) -> ServerAnswer:
+    loaded = running.loaded
+    with Archive.open(running.auditor._context.archive.path) as archive:
+        expected = Recomputation()(archive, loaded.manifest, loaded.recipe.digest, nonce)
+    assert isinstance(expected, LiveWeights)
+    answer = Attestation(
+        assembly=loaded.manifest.assembly.digest,
+        recipe=loaded.recipe.digest,
+        nonce=nonce,
+        value=expected.value,
+        tensors=len(expected.tensors),
+        device="cpu",
+        libraries={},
+    )
+    return ServerAnswer(str(loaded.digest), answer.to_bytes())
 
 
 @pytest.mark.parametrize("name", sorted(LIVE))

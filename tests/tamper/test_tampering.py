@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import victim
 from harness import Harness, scratch
 from manifest_house import signer
 from tamperings import MUTATIONS, Scene
@@ -146,6 +147,10 @@ def test_honest_work_raises_no_alarm(harness: Harness) -> None:
         (evidence_checks, "_eval_problem", "a-report-of-another-assembly"),
         (lineage_checks, "_training_problem", "a-base-that-changed-during-training"),
         (ref_checks, "_unapproved", "an-approval-by-a-revoked-key"),
+        (evidence_checks, "_tripped_later", "a-tripwire-that-tripped-later-and-is-kept-quiet"),
+        (lineage_checks, "_record_problem", "an-adapter-record-that-lies-about-its-adapter"),
+        (victim, "document_problem", "a-number-of-the-guard-changed-in-its-full-report"),
+        (victim, "document_problem", "raw-model-output-let-in-by-the-gate"),
     ],
 )
 def test_a_check_that_is_taken_out_is_missed(
