@@ -12,7 +12,7 @@ from typing import Final
 
 from csf_store import CsfError, Digest
 from keystone.evaluation.head_to_head import report_problem
-from manifests import HeadToHead, ManifestError, RegistryEntry, Repository, signatures_of
+from manifests import HeadToHead, ManifestError, RegistryEntry, Repository, head_to_head_statement, signatures_of
 
 LOCAL: Final = "keystone:"
 _SCALE: Final = 100
@@ -74,7 +74,13 @@ def verification_problem(
         return f"report {digest.short} is no win: {report.verdict}"
     if (problem := report_problem(repository, digest, report)) is not None:
         return f"report {digest.short} does not hold: {problem}"
-    found = signatures_of(repository.archive, digest)
+    # A signature on something else that happens to name the report says nothing about who won.
+    meant = head_to_head_statement(digest, report).to_bytes()
+    found = [
+        each
+        for each in signatures_of(repository.archive, digest)
+        if each.statement is not None and each.statement.statement.to_bytes() == meant
+    ]
     if not any(each.problem is None and any(s.state.counts for s in each.signatures) for each in found):
         said = "; ".join(s.text for each in found for s in each.signatures) or "nobody signed it"
         return f"report {digest.short} bears no signature that counts: {said}"

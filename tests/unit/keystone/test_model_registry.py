@@ -45,6 +45,7 @@ from manifests import (
     RegistryEntry,
     Repository,
     SigningKey,
+    Statement,
     head_to_head_statement,
     put_envelope,
     revoke_key,
@@ -141,6 +142,11 @@ def test_what_does_not_verify(registry: ModelRegistry) -> None:
         standing = judged(registry, entry.revised(report=report))
         assert not standing.verified
         assert any(part in standing.reason for part in said.split("|")), standing.reason
+    # Alice signed that the report is there, and not what it says.
+    digest = report_of(registry, entry, 10, 0)[0]
+    aside = Statement((("head-to-head", digest),), "urn:example:seen", {"seen": True})
+    put_envelope(registry.repository.archive, seal(aside, signer("alice")))
+    assert "nobody signed" in judged(registry, entry.revised(report=digest)).reason
     # The same weights held otherwise are not what was measured.
     other = won(registry, entry).revised(recipe=Digest.of(b"another recipe"))
     assert "of another model" in judged(registry, other).reason
