@@ -17,6 +17,7 @@ from keystone.checkpoints.licences import UNKNOWN, Card, claim_labels, licence_o
 from keystone.checkpoints.loopcoder import LAYOUTS, MODEL_TYPES, read_loopcoder
 from keystone.checkpoints.names import our_name
 from keystone.checkpoints.safetensors_files import converted, read_file
+from keystone.checkpoints.sentencepiece_file import with_tokenizer_json
 from keystone.checkpoints.sources import Checkpoint, Fields, Note, Origin, SourceTensor
 from keystone.errors import CheckpointError, InvalidInputError, RefusedError
 from keystone.model import KeystoneConfig
@@ -106,11 +107,13 @@ def read_directory(directory: Path, choices: Choices, *, origin: Callable[[Card]
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
     """The tokenizer's files of a directory, by name; it may have none.
 
+    Where there is only a SentencePiece `tokenizer.model`, the `tokenizer.json` that does the same is among them.
+
     Raises:
-        InvalidInputError: they are links.
+        InvalidInputError: they are links, or the SentencePiece model is not one that is rebuilt here.
     """
     files = _list(directory)
-    return {name: _small(files, name) for name in TOKENIZER if name in files}
+    return with_tokenizer_json({name: _small(files, name) for name in TOKENIZER if name in files})
 
 
 def _configuration(
