@@ -113,6 +113,13 @@ def won(registry: ModelRegistry, entry: RegistryEntry, key: str = "alice") -> Re
     return entry.revised(report=digest)
 
 
+def only_seen(registry: ModelRegistry, digest: Digest) -> Digest:
+    """Alice signed that the report is there, and not what it says."""
+    aside = Statement((("head-to-head", digest),), "urn:example:seen", {"seen": True})
+    put_envelope(registry.repository.archive, seal(aside, signer("alice")))
+    return digest
+
+
 def judged(registry: ModelRegistry, entry: RegistryEntry) -> Standing:
     registry.put(entry, replace=True)
     return standing_of(registry.repository, registry.entry(entry.id))
@@ -135,18 +142,13 @@ def test_what_does_not_verify(registry: ModelRegistry) -> None:
     cases = {
         "of another model": won(registry, far).report,
         "no win": keep_report(registry.repository, lost),
-        "no signature that counts: nobody signed": report_of(registry, entry, 10, 0)[0],
+        "no signature that counts: nobody signed": only_seen(registry, report_of(registry, entry, 10, 0)[0]),
         "not trusted|nobody here knows": won(registry, entry, "mallory").report,
     }
     for said, report in cases.items():
         standing = judged(registry, entry.revised(report=report))
         assert not standing.verified
         assert any(part in standing.reason for part in said.split("|")), standing.reason
-    # Alice signed that the report is there, and not what it says.
-    digest = report_of(registry, entry, 10, 0)[0]
-    aside = Statement((("head-to-head", digest),), "urn:example:seen", {"seen": True})
-    put_envelope(registry.repository.archive, seal(aside, signer("alice")))
-    assert "nobody signed" in judged(registry, entry.revised(report=digest)).reason
     # The same weights held otherwise are not what was measured.
     other = won(registry, entry).revised(recipe=Digest.of(b"another recipe"))
     assert "of another model" in judged(registry, other).reason
