@@ -12,12 +12,15 @@ from manifests.auditing.context import Context, Lines
 from manifests.auditing.evidence_checks import items_problem, wire_report_problem
 from manifests.auditing.lines import AuditLine, Verdict
 from manifests.auditing.server_checks import expected_weights
+from manifests.auditing.signature_checks import verdict_of
 from manifests.document import Document
-from manifests.errors import ManifestError
+from manifests.errors import InvalidDocumentError, ManifestError, SchemaVersionError
 from manifests.evidence import EvalReport
 from manifests.finding import ManifestQuery
 from manifests.kinds import load_any
 from manifests.schema import Manifest
+from manifests.signing.envelopes import load_envelope
+from manifests.signing.signatures import signatures_of
 from manifests.statements import Attestation
 from manifests.tripwires import TripwireReport
 
@@ -26,12 +29,42 @@ def check_document(context: Context, digest: Digest) -> Lines:
     """Everything that can be said of a stored record."""
     try:
         document = load_any(context.archive, digest)
+    except SchemaVersionError as error:
+        yield from _of_no_kind(context, digest, error)
+        return
     except (CsfError, ManifestError) as error:
         yield AuditLine("document", Verdict.FAIL, digest, str(error))
         return
     text = f"a {document.kind_name()}, canonical and well-formed, schema version {document.VERSION}"
     yield AuditLine("document", Verdict.PASS, digest, text)
     yield _told(context, document, digest)
+    yield from _objects(context, digest)
+    yield from _claims(context, document, digest)
+
+
+def _of_no_kind(context: Context, digest: Digest, error: ManifestError) -> Lines:
+    """An envelope, which is no document of ours but a form of somebody else's; or a kind that has no rules here."""
+    try:
+        envelope = load_envelope(context.archive, digest)
+    except InvalidDocumentError:
+        yield AuditLine("document", Verdict.UNKNOWN, digest, f"nothing here has rules for it: {error}")
+        yield from _objects(context, digest)
+        return
+    said = envelope.statement.predicate_type
+    yield AuditLine("document", Verdict.PASS, digest, f"an envelope, canonical and well-formed, that says {said}")
+    found = signatures_of(context.archive, digest, events=context.facts, known=context.known)
+    if not found:
+        yield AuditLine("inclusion", Verdict.UNKNOWN, digest, "no event of the ledger tells of this envelope")
+    for each in found:
+        if each.problem is not None:
+            yield AuditLine("signature", Verdict.FAIL, digest, each.problem)
+        else:
+            text = "; ".join(judged.text for judged in each.signatures)
+            yield AuditLine("signature", verdict_of(each.signatures), digest, f"event {each.seq}: {text}")
+    yield from _objects(context, digest)
+
+
+def _objects(context: Context, digest: Digest) -> Lines:
     objects = context.prover.reach(digest)
     problems = context.prover.problems(objects)
     for bad, problem in sorted(problems.items()):
@@ -39,7 +72,6 @@ def check_document(context: Context, digest: Digest) -> Lines:
     if not problems:
         text = f"{len(objects)} objects decoded and re-hashed to their addresses"
         yield AuditLine("objects", Verdict.PASS, digest, text)
-    yield from _claims(context, document, digest)
 
 
 def _told(context: Context, document: Document, digest: Digest) -> AuditLine:

@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from manifest_house import House
+from manifest_house import House, signer
 
 from csf_store import Archive, CsfError, Digest, Kind
 from manifests import (
     AdapterRecord,
+    Auditor,
     AuditReport,
     EvalReport,
     EvalSummary,
     Recipe,
+    RefNotFoundError,
     Score,
     TrainingConfig,
     TrainingRecord,
@@ -22,6 +24,7 @@ from manifests import (
     Verdict,
     audit,
     tensor_set_digest,
+    trust_key,
 )
 
 RECIPE = Recipe(dtype="bfloat16")
@@ -252,3 +255,39 @@ def test_evidence_for_another_recipe_than_the_one_to_be_served_clears_nothing(ho
     assert str(nf4.digest) in told[nf4]["tripwire"].message
     assert told[wired.recipe]["eval"].message.endswith("this assembly and recipe, scored again from them")
     assert "not the one to be served with" in told[nf4]["eval"].message
+
+
+def test_one_record_by_itself(house: House) -> None:
+    trust_key(house.archive, signer().public)
+    wired = house.wired(house.manifest(house.adapter("a")), passed=3)
+    manifest = house.repository.put(wired)
+    report, wire = wired.evals[0].report, wired.tripwire.report
+    assert wire is not None
+    good = house.approve("prod", manifest, signer())
+    strange = house.approve("prod", manifest, signer("mallory"))
+    other = house.archive.put_bytes(b'{"kind":"shopping-list"}', kind=Kind.RECORD).digest
+    broken = house.archive.put_bytes(b'{"kind": "shopping-list"}', kind=Kind.RECORD).digest
+    auditor = Auditor(house.archive)
+    told = {
+        digest: {line.check: line.verdict for line in auditor.audit_target(str(digest)).lines}
+        for digest in (report, wire, good, strange, other, broken)
+    }
+    common = {"ledger": Verdict.PASS, "document": Verdict.PASS, "objects": Verdict.PASS}
+    assert told[report] == told[wire] == {**common, "inclusion": Verdict.PASS, "claims": Verdict.PASS}
+    assert told[good] == {**common, "signature": Verdict.PASS}
+    assert told[strange] == {**common, "signature": Verdict.UNKNOWN}
+    assert told[other] == {**common, "document": Verdict.UNKNOWN}
+    assert told[broken] == {"ledger": Verdict.PASS, "document": Verdict.FAIL}
+    with pytest.raises(CsfError):
+        auditor.audit_target("b3:" + "0" * 64)
+    with pytest.raises(RefNotFoundError):
+        auditor.audit_target("nowhere")
+
+
+def test_a_record_that_the_ledger_tells_of_otherwise(house: House) -> None:
+    report = EvalReport(assembly=house.manifest().assembly.digest, recipe=RECIPE.digest, result=SCORE)
+    stored = house.archive.put_bytes(report.to_bytes(), kind=Kind.RECORD).digest
+    about = str(Digest.of(b"another"))
+    house.archive.ledger.append("evidence", kind="eval-report", record=str(stored), assembly=about)
+    (line,) = (line for line in Auditor(house.archive).audit_document(stored).lines if line.check == "inclusion")
+    assert line.verdict is Verdict.FAIL and about in line.message
