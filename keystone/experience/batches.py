@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from adapters import ConvergenceRecord
 from csf_store import Digest, Kind
-from manifests import DigestField, Document, Repository
+from manifests import DigestField, Document, Repository, register_kind
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Text = Annotated[str, Field(max_length=1024)]
@@ -26,6 +26,7 @@ def _ordered(digests: tuple[Digest, ...]) -> tuple[Digest, ...]:
     return tuple(sorted(set(digests)))
 
 
+@register_kind
 class ExperienceBatch(Document):
     """What one collection or one file brought.
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from csf_store import CsfError, Digest
 from keystone.errors import InvalidInputError
-from manifests import DigestField, Document, ManifestError, ModuleName, Recipe, Repository
+from manifests import DigestField, Document, ManifestError, ModuleName, Recipe, Repository, register_kind
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -26,6 +26,7 @@ def _ordered(digests: tuple[Digest, ...]) -> tuple[Digest, ...]:
 Digests = Annotated[tuple[DigestField, ...], AfterValidator(_ordered)]
 
 
+@register_kind
 class TrainingRun(Document):
     """How an adapter was trained, beside its training record.
 

@@ -28,6 +28,8 @@ from manifests import AdapterRecord, Auditor, Repository, SourceGateReport, Trai
 
 KILLED = """
 import os, signal
+from keystone.cli.lean import import_lean
+import_lean(bitsandbytes=True)
 import torch
 torch.set_num_threads({threads})
 from pathlib import Path
