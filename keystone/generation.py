@@ -21,6 +21,8 @@ Progress = Callable[[int], None]
 MOST_RESERVED = 256
 """Tokens that a cache makes room for ahead of an answer; longer answers let it grow."""
 
+_MARK = "an answer"
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -57,10 +59,11 @@ def complete(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Continue each prompt until an end token or `max_new_tokens`.
+    """Continue each prompt until an end token, a stop sequence or `max_new_tokens`.
 
     Args:
         model: a `KeystoneForCausalLM`, wrapped by PEFT or not.
@@ -70,6 +73,7 @@ def complete(
         temperature: 0 is greedy.
         top_p: nucleus size when sampling.
         seed: of the sampling.
+        stop: texts that end an answer where one first appears; it is left out. Special tokens do not count as text.
         batch_size: prompts that share a forward pass.
         progress: told how many prompts were finished.
 
@@ -80,19 +84,42 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     sampling = Sampling(temperature, top_p, seed)
     answers = [""] * len(prompts)
+    ending = _Ending(tokenizer, end_ids(model, tokenizer), tuple(text for text in stop if text))
     with torch.inference_mode():
         for batch in _batches(order, batch_size):
             draws = torch.stack([sampling.draws(index, max_new_tokens) for index in batch])
-            tokens = _continue(model, [encoded[index] for index in batch], draws, sampling, _end_ids(model, tokenizer))
+            tokens = _continue(model, [encoded[index] for index in batch], draws, sampling, ending)
             for index, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-                answers[index] = text
+                answers[index] = ending.cut(text)
             if progress is not None:
                 progress(len(batch))
     return answers
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """When an answer is over: an end token, or one of the texts it is to stop at."""
+
+    tokenizer: PreTrainedTokenizerFast
+    ids: frozenset[int]
+    texts: tuple[str, ...]
+
+    def reached(self, answer: list[int]) -> bool:
+        """Whether the last token of an answer completed a text to stop at."""
+        if not self.texts:
+            return False
+        # A token is at least a byte, and a character at most four: no text reaches further back.
+        tail = answer[-(4 * max(map(len, self.texts)) + 4) :]
+        written = self.tokenizer.decode(tail, skip_special_tokens=True)
+        return any(text in written for text in self.texts)
+
+    def cut(self, answer: str) -> str:
+        """The answer up to the first text to stop at."""
+        return answer[: min([len(answer), *(place for text in self.texts if (place := answer.find(text)) >= 0)])]
+
+
 def _continue(
-    model: Any, prompts: Sequence[Sequence[int]], draws: Tensor, sampling: Sampling, ends: frozenset[int]
+    model: Any, prompts: Sequence[Sequence[int]], draws: Tensor, sampling: Sampling, ending: _Ending
 ) -> list[list[int]]:
     """Token ids that follow each prompt, the end token left out; at most as many as there are draws."""
     most = draws.shape[1]
@@ -108,8 +135,10 @@ def _continue(
     for step in range(most):
         chosen = sampling.choose(logits, draws[:, step])
         for row, token in zip(rows, chosen.tolist(), strict=True):
-            if row in live and token not in ends:
+            if row in live and token not in ending.ids:
                 answers[row].append(token)
+                if ending.reached(answers[row]):
+                    live.discard(row)
             else:
                 live.discard(row)
         if not live or step == most - 1:
@@ -144,11 +173,32 @@ def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """The tokens that end an answer: what the model's generation settings say, or else its tokenizer."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = tokenizer.eos_token_id if configured is None else configured
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The tokens that end an answer, from all that say so.
+
+    These are the model's generation settings, its configuration, its tokenizer, and the chat template, by the special
+    token it writes after an answer. Published models often have the right one in only some of these places, and none of
+    these tokens ever stands inside an answer.
+    """
+    found = {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
+    for settings in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        configured = getattr(settings, "eos_token_id", None)
+        found.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template writes right after an assistant's answer."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    try:
+        written = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # noqa: BLE001 - templates are programs of their makers; one that fails has no end to tell
+        return None
+    before, mark, after = written.rpartition(_MARK)
+    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if mark and before else []
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
 def _first_id(model: Any, tokenizer: PreTrainedTokenizerFast) -> int:

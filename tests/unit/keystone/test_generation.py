@@ -1,18 +1,21 @@
 """Batched decoding and measuring: an answer must not depend on who shares its batch, nor a number on the cut."""
 
+import copy
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import GenerationConfig
 
 from csf_store import Archive
 from keystone import LoadedModel, load
 from keystone.evaluation import ItemResult, Side, SuiteResult, Verdict
 from keystone.evaluation.basics import draw_held_out
 from keystone.evaluation.measuring import WINDOW, bits_per_byte, store_report
-from keystone.generation import Sampling, complete
+from keystone.generation import Sampling, complete, end_ids
 from manifests import EvalReport, Repository
 
 PROMPTS = [
@@ -66,6 +69,40 @@ def test_answers_end_at_an_end_token_and_leave_the_batch(loaded: LoadedModel) ->
     assert widths[0] == 8
     assert 0 < widths[-1] <= 4
     assert together == [loaded.complete([prompt], max_new_tokens=40)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_answers_end_before_a_stop_sequence(loaded: LoadedModel, batch_size: int) -> None:
+    whole = loaded.complete(PROMPTS, max_new_tokens=30)
+    stop = ["\n    ", "nowhere to be found", ""]
+    steps: list[int] = []
+    hook = loaded.model.register_forward_pre_hook(lambda *_: steps.append(1))
+    stopped = loaded.complete(PROMPTS, max_new_tokens=30, stop=stop, batch_size=batch_size)
+    hook.remove()
+    assert stopped == [text.split(stop[0])[0] for text in whole]
+    assert stopped != whole
+    if batch_size == 1:
+        assert len(steps) < 30 * len(PROMPTS)
+
+
+def test_every_place_that_names_an_end_token_counts(loaded: LoadedModel) -> None:
+    model, tokenizer = nn.Module(), copy.deepcopy(loaded.tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=[5, 6])  # type: ignore[assignment]
+    model.config = loaded.model.config
+    assert end_ids(model, tokenizer) == {5, 6, loaded.tokenizer.eos_token_id}
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    written = "{% for m in messages %}{{ m.role }}\n{{ m.content }}END\n{% endfor %}"
+    tokenizer.chat_template = written.replace("END", "<|turn|>")
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert end_ids(model, tokenizer) == {5, 6, loaded.tokenizer.eos_token_id, turn}
+    for other in (
+        written.replace("END", ""),
+        written.replace("END", " and so on"),
+        "{{ raise_exception('no') }}",
+        "{{ messages[0].content }}",
+    ):
+        tokenizer.chat_template = other
+        assert turn not in end_ids(model, tokenizer)
 
 
 def test_the_next_token_is_drawn_from_the_nucleus() -> None:
