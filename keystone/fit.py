@@ -22,6 +22,7 @@ from keystone.quantize import Quantization, recipe_for
 from keystone.quantize.bitsandbytes_guards import BLOCK, FAST_ROWS, bitsandbytes_problem, fast_nf4_on_this_cpu
 from keystone.quantize.derived import DerivedKey, find_derived
 from keystone.quantize.layers import SLICE, part_shapes
+from keystone.quantize.weight_only import SCRATCH
 from manifests import AdapterUse, Manifest, Recipe
 
 PREFILL = 512
@@ -32,6 +33,10 @@ FIRST_USE = 45_000_000
 """Bytes that a process grows by at its first load and forward, whatever the model: decoders, thread pools, kernels."""
 QUANTIZING = 40
 """Bytes of scratch for each value of a slice that is being quantized."""
+REPACKING = 11
+"""Bytes for each value of the largest weight that the first nf4 forward on an AVX512-BF16 processor leaves behind."""
+RETAINED_OUTPUTS = 6
+"""Outputs of the widest int8 product that the allocator holds at once."""
 _SCHEMES: tuple[Quantization, ...] = ("none", "int8", "nf4")
 
 
@@ -117,20 +122,37 @@ class ModelSize:
         """Bytes of one sequence's state: loop-0 keys and values of every token, windows and saved rows."""
         return cache_bytes(self.config, tokens, getattr(torch, self.recipes[scheme].dtype))
 
-    def activation_bytes(self, scheme: Quantization, tokens: int, *, on_cpu: bool) -> int:
-        """The most that one forward over so many tokens holds, roughly: the widest product and what feeds it."""
+    def activation_bytes(self, scheme: Quantization, tokens: int, *, on_cpu: bool, repacked: bool = False) -> int:
+        """The most that one forward over so many tokens holds: what is alive in the widest product, and its scratch.
+
+        Args:
+            scheme: how weights are held.
+            tokens: of one forward.
+            on_cpu: on a processor; its libraries copy and rearrange where a card does not.
+            repacked: it repacks nf4.
+        """
         config = self.config
-        recipe = self.recipes[scheme]
-        itemsize: int = getattr(torch, recipe.dtype).itemsize
-        wide = 5 * config.intermediate_size + 8 * config.hidden_size
-        held = tokens * wide * itemsize + config.vocab_size * 8
-        if scheme == "int8":
+        itemsize: int = getattr(torch, self.recipes[scheme].dtype).itemsize
+        logits = config.vocab_size * 8
+        if not on_cpu:
+            held = tokens * (5 * config.intermediate_size + 8 * config.hidden_size) * itemsize
             # Products in int32, in fp32 on their way back, and what torch makes of either.
-            held += tokens * max(rows for rows, _ in self.linears.values()) * 24
-        if scheme == "nf4" and on_cpu:
-            # The first forward unpacks a weight to int32 to repack it, and what that took is not given back.
-            held += 6 * self._largest_weight
-        return held
+            integers = tokens * self._widest * 24 if scheme == "int8" else 0
+            return held + integers + logits
+        held = tokens * 3 * (config.intermediate_size + config.hidden_size) * itemsize + logits
+        if scheme == "none":
+            # oneDNN rearranges a weight before it multiplies many rows with it.
+            return held + self._largest_weight * itemsize
+        if scheme == "int8":
+            # Blocks of the weight as floats, twice; and outputs come and go faster than the allocator gives them back.
+            block = min(SCRATCH, self._largest_weight * itemsize)
+            return held + 2 * block + tokens * self._widest * itemsize * RETAINED_OUTPUTS
+        # The first forward unpacks a weight to int32 to repack it, and what that took is not given back.
+        return held + self._largest_weight * (REPACKING if repacked else 2 * itemsize)
+
+    @property
+    def _widest(self) -> int:
+        return max(rows for rows, _ in self.linears.values())
 
     @property
     def _largest_weight(self) -> int:
@@ -179,7 +201,7 @@ def needs(size: ModelSize, box: Box, context: int, *, prompt: int = PREFILL, run
     found = []
     for scheme in _SCHEMES:
         weights = size.weight_bytes(scheme, repacked=repacked)
-        working = size.activation_bytes(scheme, min(prompt, context), on_cpu=repacked)
+        working = size.activation_bytes(scheme, min(prompt, context), on_cpu=on_cpu, repacked=repacked)
         # Quantizing happens in the machine's memory and is over before the first forward.
         overhead = runtime + (max(working, size.quantizing_bytes(scheme)) if on_cpu else working)
         per_token = size.cache_bytes(scheme, 1) - size.cache_bytes(scheme, 0)
