@@ -64,11 +64,11 @@ PROMPTS = (
 PLAN = CyclePlan(
     name="quickstart",
     guard=GuardRules(sentinel_items=120, fresh_items=400, looks=1),
-    practice=PracticeRules(tasks=160, samples=1),
-    training=TrainingRules(steps=40, batch=16, learning_rate=2e-3, external=0.3),
+    practice=PracticeRules(tasks=120, samples=1),
+    training=TrainingRules(steps=30, batch=16, learning_rate=2e-3, external=0.3),
     sampling=SamplingRules(prompts=40, samples=2, reruns=5, batch=200),
 )
-"""The rules of `keystone cycle run`, with half its fresh items, a thirtieth of its practice, and good for one look."""
+"""The rules of `keystone cycle run`, with half its fresh items, a fraction of its practice, and good for one look."""
 
 _TOLD: Mapping[str, str] = {
     "IMPROVED": "it beats the incumbent on tasks nobody had seen, and a fall by the margin is excluded",

@@ -2,8 +2,8 @@
 
 Pass rates are measured greedily, one attempt an item, executed in the sandbox. Signals come from samples at the plan's
 temperature: their texts for diversity, length and echo, and one more forward pass over them for the entropy of the
-model's next-token distributions and their divergence from the bare base's. The base needs no second model: it is the
-same model with its adapters switched off.
+model's next-token distributions and their divergence from the bare base's, on one sample of each prompt. The base
+needs no second model: it is the same model with its adapters switched off.
 """
 
 from __future__ import annotations
@@ -99,20 +99,20 @@ def signals_of(
         progress=progress,
     )
     encode = loaded.tokenizer
-    asked = [list(encode(prompt)["input_ids"]) for prompt in prompts]
+    asked = [list(encode(item.prompt)["input_ids"]) for item in items]
     said = [list(encode(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    # One sample of each prompt is scored for all of them: a pass over every sample would double the price.
+    scored = list(_divergences(loaded.model, asked, said[:: rules.samples], rules.batch))
     drawn = [
-        Sample(tuple(tokens), text, entropy, kl)
-        for tokens, text, (entropy, kl) in zip(
-            said, texts, _divergences(loaded.model, asked, said, rules.batch), strict=True
-        )
+        Sample(tuple(tokens), text, *scored[place // rules.samples])
+        for place, (tokens, text) in enumerate(zip(said, texts, strict=True))
     ]
     return measure_signals(
         [
             SampledItem(
                 item.name,
                 item.family,
-                tuple(asked[place * rules.samples]),
+                tuple(asked[place]),
                 tuple(drawn[place * rules.samples : (place + 1) * rules.samples]),
             )
             for place, item in enumerate(items)
