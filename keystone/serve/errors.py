@@ -63,6 +63,17 @@ class SlowBodyError(ServeError):
     code = "body_timeout"
 
 
+class NotOfferedError(ServeError):
+    """The API has such an endpoint, and this server has not, on purpose."""
+
+    status = 501
+    kind = "invalid_request_error"
+    code = "not_offered"
+
+
+NO_EMBEDDINGS = "embeddings are not offered: this server has models that write text, and none that measures it"
+
+
 class UnauthorizedError(ServeError):
     """No bearer token, or one that is not known."""
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of
 from keystone.serve.call_reader import ToolCall
 from keystone.serve.chat import ChatPrompt, Conversation, Message, chat_prompt, text_ids
-from keystone.serve.errors import BadRequestError, ServeError, UnsupportedValueError
+from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError, UnsupportedValueError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest, Piece
 from keystone.serve.grammar import Grammar
@@ -35,7 +35,9 @@ from keystone.serve.text import REPLACEMENT, decode
 
 _Shape = Callable[[str, Sequence[ToolCall]], Json]
 _NANO = 1_000_000_000
-_WRITING = ("pull", "push", "create", "copy", "delete", "embed", "embeddings")
+# Clients ask for a version to know which fields they may use: the one whose API this is, then our own.
+SPOKEN = "0.12.0"
+_WRITING = ("pull", "push", "create", "copy", "delete")
 
 
 def error_body(error: ServeError) -> Json:
@@ -47,11 +49,11 @@ def ollama_routes(host: Host) -> APIRouter:
     """The routes, on the models of a host."""
     routes = APIRouter()
 
-    @routes.get("/api/version")
+    @routes.api_route("/api/version", methods=["GET", "HEAD"])
     async def show_version() -> Response:
-        return JSONResponse({"version": version("keystone-sigma0")})
+        return JSONResponse({"version": f"{SPOKEN}+keystone.{version('keystone-sigma0')}"})
 
-    @routes.get("/api/tags")
+    @routes.api_route("/api/tags", methods=["GET", "HEAD"])
     async def tags() -> Response:
         lines = await asyncio.to_thread(host.names)
         return JSONResponse({"models": [tag(host, line) for line in lines]})
@@ -85,15 +87,26 @@ def ollama_routes(host: Host) -> APIRouter:
 
         return await _answer(host, request, fields, prompt_of=prompt if fields.messages else None, shape=_said)
 
+    _refusals(routes)
+    return routes
+
+
+def _refusals(routes: APIRouter) -> None:
+    """What the API has and this server has not, on purpose."""
+
+    @routes.post("/api/embed")
+    @routes.post("/api/embeddings")
+    async def embed() -> Response:
+        raise NotOfferedError(NO_EMBEDDINGS)
+
     for name in _WRITING:
         methods = ["DELETE"] if name == "delete" else ["POST"]
         routes.add_api_route(f"/api/{name}", _refusal(name), methods=methods)
-    return routes
 
 
 def _refusal(name: str) -> Callable[[], Any]:
     async def refuse() -> Response:
-        raise UnsupportedValueError(
+        raise NotOfferedError(
             f"/api/{name} is not offered: models come into the archive with `keystone import` and `keystone adapter`"
         )
 

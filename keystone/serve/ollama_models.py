@@ -79,6 +79,7 @@ def shown(lease: Lease) -> Json:
         "details": _details(served.manifest, family, recipe.quantization, parameters),
         "model_info": {
             "general.architecture": family,
+            "general.basename": lease.name,
             "general.parameter_count": parameters,
             f"{family}.context_length": config.max_position_embeddings,
             f"{family}.embedding_length": config.hidden_size,

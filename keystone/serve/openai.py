@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of, prepared
 from keystone.serve.chat import chat_prompt, text_ids
-from keystone.serve.errors import BadRequestError, ServeError
+from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest
 from keystone.serve.grammar import Grammar
@@ -101,6 +101,10 @@ def openai_routes(host: Host) -> APIRouter:
         except BaseException:
             stream.close()
             raise
+
+    @routes.post("/v1/embeddings")
+    async def embed() -> Response:
+        raise NotOfferedError(NO_EMBEDDINGS)
 
     return routes
 

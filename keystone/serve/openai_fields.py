@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from keystone.serve.chat import Conversation, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
@@ -39,6 +39,13 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
 }
 
+
+def _limit(given: object) -> object:
+    return None if given == -1 and not isinstance(given, bool) else given
+
+
+MostTokens = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)]
+"""A limit; clients of other servers write -1 for none."""
 Stops = str | Annotated[list[str], Field(max_length=16)]
 
 
@@ -61,7 +68,7 @@ class CommonFields(RequestFields):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     n: Annotated[int, Field(ge=1, le=128)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: MostTokens = None
     stop: Stops = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     stream: bool = False
@@ -212,7 +219,7 @@ class ChatFields(CommonFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: MostTokens = None
     response_format: ResponseFormat | None = None
     tools: Tools = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedChoice = "auto"
@@ -265,7 +272,7 @@ class CompletionFields(CommonFields):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    max_tokens: MostTokens = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: bool = False
 
