@@ -48,6 +48,7 @@ def _aliases(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option("--max-models", default=2, show_default=True, type=click.IntRange(1), help="Bases in memory.")
 @click.option("--council", is_flag=True, help="Offer POST /council; what members write runs in the sandbox.")
 @click.option("--cache-memory", default=2048, show_default=True, type=click.IntRange(1), help="MiB of keys and values.")
+@click.option("--threads", type=click.IntRange(1), help="Of one step, on a CPU. Default: one for each core.")
 @json_option
 @pass_session
 def serve_command(
@@ -70,6 +71,7 @@ def serve_command(
     max_models: int,
     council: bool,
     cache_memory: int,
+    threads: int | None,
 ) -> None:
     """Serve manifests to clients of OpenAI's and Ollama's APIs.
 
@@ -100,6 +102,11 @@ def serve_command(
     if new_token is not None:
         _issue(session, path, new_token)
         return
+    if threads is not None:
+        import torch  # noqa: PLC0415 - heavy
+
+        # Threads that wait for each other in every layer crawl where other work takes their cores.
+        torch.set_num_threads(threads)
     _serve(
         session,
         targets,

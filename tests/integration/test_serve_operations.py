@@ -255,7 +255,7 @@ def test_the_command_serves_and_ends_well_on_a_signal(nano_archive: Path, tmp_pa
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "keystone.cli", "--archive", str(nano_archive), "serve", "nano", "--port", "0"]
     with subprocess.Popen(
-        [*command, "--quantize", "none", "--json"], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--quantize", "none", "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
