@@ -45,6 +45,7 @@ class ConsoleNarrator(Narrator):
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar that leaves no trace when it is done."""
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bar:
+        hidden = not self._console.is_terminal  # in a file, a bar that leaves no trace leaves empty lines
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as bar:
             task = bar.add_task(label, total=total)
             yield lambda done: bar.advance(task, done)
