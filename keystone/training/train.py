@@ -173,6 +173,8 @@ def _chosen(records: Sequence[Digest], external: Sequence[Digest], settings: Tra
     """
     if settings.external_share is None:
         return list(external)
+    if not records:
+        raise RefusedError("a share of external records is a share beside others, and all that are given are external")
     count = round(len(records) * settings.external_share / (1 - settings.external_share))
     if count > len(external):
         raise RefusedError(

@@ -158,6 +158,9 @@ def test_external_examples_are_mixed_in_and_their_share_is_recorded(
         train_adapter(
             lab.repository, lab.base, records, report, replace(settings, external_share=0.5), external=outside
         )
+    alone = lab.gated(*outside).digest
+    with pytest.raises(RefusedError, match="all that are given are external"):
+        train_adapter(lab.repository, lab.base, [], alone, replace(settings, external_share=0.5), external=outside)
     with pytest.raises(InvalidInputError, match="share"):
         train_adapter(lab.repository, lab.base, records, report, replace(settings, external_share=1.0))
 
