@@ -152,6 +152,12 @@ def read_family(fields: Fields, *, ignored: Collection[str] = ()) -> tuple[Keyst
         "pad_token_id": theirs.pad_token_id,
         **family.biases(theirs),
     }
+    pad = theirs.pad_token_id
+    if isinstance(pad, int) and not 0 <= pad < theirs.vocab_size:
+        ours["pad_token_id"] = None
+        notes += (
+            Note("field", "pad_token_id", f"{pad} is no row of the {theirs.vocab_size} embeddings: none is used"),
+        )
     return *one_loop(ours), (*notes, *window)
 
 

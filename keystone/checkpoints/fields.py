@@ -98,13 +98,15 @@ REFUSALS: dict[str, Refusal] = {
 
 HARMLESS = frozenset(
     {
-        "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",
-        "attn_implementation", "base_model_name_or_path", "chunk_size_feed_forward", "dtype", "hidden_dropout",
-        "id2label", "initializer_range", "is_llama_config", "keys_to_ignore_at_inference", "label2id",
+        "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled",
+        "_name_or_path", "architectures", "attention_dropout", "attn_implementation", "base_model_name_or_path",
+        "chunk_size_feed_forward", "do_sample", "dtype", "hidden_dropout", "id2label", "initializer_range",
+        "is_llama_config", "keys_to_ignore_at_inference", "label2id", "max_length", "max_new_tokens",
         "max_sequence_length", "model_max_length", "model_type", "num_labels", "output_attentions",
-        "output_hidden_states", "pretraining_tp", "problem_type", "residual_dropout", "return_dict", "rms_norm_type",
-        "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_fixed",
-        "unsloth_version", "use_bfloat16", "use_cache",
+        "output_hidden_states", "pretraining_tp", "problem_type", "repetition_penalty", "residual_dropout",
+        "return_dict", "rms_norm_type", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+        "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16",
+        "use_cache",
     }
 )  # fmt: skip
 """Book-keeping: what these say does not reach the forward pass of a causal model that only answers."""

@@ -24,7 +24,12 @@ ROPE_FIELDS: Mapping[str, frozenset[str]] = {
 }  # fmt: skip
 """The rotary scalings and what each of them reads beside `rope_theta`."""
 
-_ALWAYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
+_ALWAYS = frozenset(
+    {
+        "rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+        "finetuned",  # how the weights came to be: no angle depends on it
+    }
+)  # fmt: skip
 _WHERE = "rope_parameters"
 
 

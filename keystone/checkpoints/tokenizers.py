@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from csf_store import Archive, Digest
@@ -14,6 +14,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized", "special")
 READ_FILES = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE)
 
 
@@ -51,6 +52,27 @@ def build_tokenizer(files: Mapping[str, bytes], where: str) -> PreTrainedTokeniz
             config["chat_template"] = files[TEMPLATE_FILE].decode()
         for name in ("tokenizer_class", "auto_map", "tokenizer_file", "name_or_path"):
             config.pop(name, None)
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **config)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_objects(config))
     except Exception as error:  # the tokenizers library raises no narrower class
         raise CheckpointError(f"{where}: the tokenizer cannot be read: {error}") from error
+
+
+def _objects(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings with tokens and templates as transformers holds them, not as its files spell them."""
+    made = {name: _added_token(value) for name, value in config.items()}
+    if isinstance(decoder := config.get("added_tokens_decoder"), dict):
+        made["added_tokens_decoder"] = {int(index): _added_token(value) for index, value in decoder.items()}
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(config.get(name), list):
+            made[name] = [_added_token(value) for value in config[name]]
+    if isinstance(templates := config.get("chat_template"), list):
+        made["chat_template"] = {each["name"]: each["template"] for each in templates}
+    return made
+
+
+def _added_token(value: Any) -> Any:
+    """A token that is written out with its properties, as an object; anything else as it is."""
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        return value
+    properties = {name: value[name] for name in _PROPERTIES if isinstance(value.get(name), bool)}
+    return AddedToken(value["content"], **{"special": True, **properties})
