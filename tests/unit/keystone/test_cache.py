@@ -1,9 +1,11 @@
 """The cache's size, its snapshots, and what long prompts allocate. What it computes is for `tests/parity` to say."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,25 +15,7 @@ from keystone.errors import InvalidInputError
 from keystone.model import cache_bytes
 from keystone.model.attention import QUERY_BLOCK, Reach
 
-
-def small_model(**changes: object) -> KeystoneForCausalLM:
-    fields: dict[str, object] = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "plt_num_loops": 3,
-        "plt_emb_scale": 0.7,
-        "plt_hidden_scale": 0.4,
-        "plt_window_size": [3, 0],
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "initializer_range": 0.2,
-    }
-    torch.manual_seed(3)
-    return KeystoneForCausalLM(KeystoneConfig(**{**fields, **changes})).eval()
+small_model = partial(small_models.small_model, pad_token_id=None)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from small_models import PAD
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -15,32 +18,9 @@ from keystone import KeystoneCache, KeystoneConfig, KeystoneForCausalLM
 from keystone.errors import CheckpointError, ConfigurationError, InvalidInputError
 
 PARITY = Path(__file__).parents[2] / "parity"
-PAD = 95
-
-
-def small_config(**changes: object) -> KeystoneConfig:
-    fields: dict[str, object] = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
-        "plt_emb_scale": 0.7,
-        "plt_hidden_scale": 0.4,
-        "plt_window_size": [3, 0],
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": PAD,
-        "initializer_range": 0.2,
-    }
-    return KeystoneConfig(**{**fields, **changes})
-
-
-def small_model(**changes: object) -> KeystoneForCausalLM:
-    torch.manual_seed(3)
-    return KeystoneForCausalLM(small_config(**changes)).eval()
+CHANGES = {"plt_num_loops": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+small_config = partial(small_models.small_config, **CHANGES)
+small_model = partial(small_models.small_model, **CHANGES)
 
 
 def prompts() -> list[Tensor]:

@@ -1,40 +1,22 @@
 """Parallel decoding under everything that stands around a model: `generate`, PEFT, quantization, bf16, compilation."""
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from peft import LoraConfig, get_peft_model
+from small_models import PAD
 from torch import Tensor, nn
 
-from keystone import KeystoneCache, KeystoneConfig, KeystoneForCausalLM
+from keystone import KeystoneCache
 from keystone.errors import InvalidInputError
 from keystone.model import DecodeMode, decoding
 from keystone.quantize import quantize, recipe_for
 
-PAD = 95
-
-
-def small_model(**changes: object) -> KeystoneForCausalLM:
-    fields: dict[str, object] = {
-        "vocab_size": 96,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "plt_num_loops": 3,
-        "plt_emb_scale": 0.7,
-        "plt_hidden_scale": 0.4,
-        "plt_window_size": [3, 0],
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": PAD,
-        "initializer_range": 0.15,
-    }
-    torch.manual_seed(3)
-    return KeystoneForCausalLM(KeystoneConfig(**{**fields, **changes})).eval()
+small_model = partial(small_models.small_model, hidden_size=64, intermediate_size=128, initializer_range=0.15)
 
 
 def padded_batch() -> tuple[Tensor, Tensor]:
