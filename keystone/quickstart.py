@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import fit_problem
+from adapters import document_problem, fit_problem
 from csf_store import JSON, Archive, Digest
 from keystone.cycle.clearing import require_clear
 from keystone.cycle.holdout_ledger import DrawKey
@@ -270,7 +270,7 @@ def _move_and_return(repository: Repository, base: Digest, candidate: Digest, na
 
 
 def _audited(archive: Archive, manifests: Sequence[Digest], narrator: Narrator) -> tuple[AuditReport, ...]:
-    auditor = Auditor(archive, fit=fit_problem, tied=TIED)
+    auditor = Auditor(archive, fit=fit_problem, tied=TIED, documents=document_problem)
     reports = tuple(auditor.audit(digest) for digest in manifests)
     for digest, report in zip(manifests, reports, strict=True):
         narrator.say(f"{digest.short}  {len(report.lines)} checks  {report.verdict.value}")
