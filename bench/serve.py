@@ -37,6 +37,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 import keystone
 from csf_store import Archive
 from keystone.nano.embedded import DATA
+from keystone.nano.tokenizer import END_ID
 
 PROMPT = "def mean(values):\n    "
 TOKENS = 128
@@ -54,6 +55,7 @@ class Contestant:
     name: str
     url: str
     model: str
+    more: dict[str, object] = field(default_factory=dict)
     rates: dict[int, list[float]] = field(default_factory=dict)
     firsts: dict[int, list[float]] = field(default_factory=dict)
 
@@ -66,9 +68,10 @@ class Contestant:
         return statistics.median(self.firsts[streams])
 
 
-async def one_stream(client: httpx.AsyncClient, model: str, number: int) -> tuple[float, int]:
+async def one_stream(client: httpx.AsyncClient, contestant: Contestant, number: int) -> tuple[float, int]:
     """Seconds to the first token, and tokens. Random draws, so that both sides have the same to do."""
-    body = {"model": model, "prompt": f"# {number}\n{PROMPT}", "max_tokens": TOKENS, "temperature": 1.0, "seed": number}
+    body = {"model": contestant.model, "prompt": f"# {number}\n{PROMPT}", "max_tokens": TOKENS, **contestant.more}
+    body |= {"temperature": 1.0, "seed": number}
     started, first, tokens = time.perf_counter(), None, TOKENS
     async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
         response.raise_for_status()
@@ -85,9 +88,11 @@ async def together(contestant: Contestant, streams: int, turn: int) -> None:
     """A round: so many streams at once."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=contestant.url, timeout=600, limits=limits) as client:
+        # Connections are there before the clock runs: eight of them would cost the client more than the server.
+        await asyncio.gather(*(client.get("/health") for _ in range(streams)))
         started = time.perf_counter()
         numbers = range(turn * streams, (turn + 1) * streams)
-        done = await asyncio.gather(*(one_stream(client, contestant.model, number) for number in numbers))
+        done = await asyncio.gather(*(one_stream(client, contestant, number) for number in numbers))
         seconds = time.perf_counter() - started
     if turn < 0 or not all(tokens for _, tokens in done):
         return  # warming up; or one ended before its time, and the others had less company
@@ -158,7 +163,9 @@ def commands(base: str, archive: Path, llama: Path | None) -> Iterator[tuple[Con
     """Our server, and transformers' where it can run this base; each with the command that starts it."""
     port = free_port()
     ours = [sys.executable, "-m", "keystone.cli", "--archive", str(archive), "serve", base, "--port", str(port)]
-    yield Contestant("keystone serve", f"http://127.0.0.1:{port}", base), [*ours, "--quantize", "none"]
+    # Nano was trained to end; `generate` is kept from it in the same way.
+    more: dict[str, object] = {"logit_bias": {str(END_ID): -100}} if llama is None else {}
+    yield Contestant("keystone serve", f"http://127.0.0.1:{port}", base, more), [*ours, "--quantize", "none"]
     if llama is None:
         return
     for name, more in (("transformers serve", []), ("transformers serve, batching", ["--continuous-batching"])):
@@ -211,7 +218,9 @@ def measure(base: str, streams: int, rounds: int, *, peer: bool) -> None:
                 rates.append(generate_rate(loaded, count))
 
         raced = []
-        for each, command in commands(base, archive, llama if peer else None):
+        for each, command in commands(base, archive, llama):
+            if raced and not peer:
+                break
             beside = (lambda: None) if raced else generate
             if race(each, command, folder / "log", streams=streams, rounds=rounds, beside=beside):
                 raced.append(each)
