@@ -47,14 +47,14 @@ from manifests import (
 )
 
 FAMILIES = [f"family{number:02}" for number in range(20)]
-SENTINEL = [f"{family}/s{number}" for family in FAMILIES for number in range(20)]
+SENTINEL = [f"{family}/s{number}" for family in FAMILIES for number in range(10)]
 RECIPE = Recipe(dtype="float32")
 SOURCE = Source(kind="embedded", location="a test", licence="Apache-2.0")
 PLAN = CyclePlan(
     name="test",
     guard=GuardRules(
-        sentinel_items=400,
-        fresh_items=400,
+        sentinel_items=200,
+        fresh_items=200,
         looks=4,
         unwatched=20,
         signals=(SignalRule(name="distinct-2", harm="lower", tolerance=0.15, relative=True),),

@@ -140,7 +140,7 @@ def test_the_commands_tell_what_is_spent_and_where_cycles_stand(place: Path) -> 
     cycle = run_once(place / "archive", place / "state")
     first, total = keystone("holdout", "status")
     assert (first["draw"], first["candidate"]) == ("prod/1", str(cycle.digest("trained", "assembly")))
-    assert (total["consumed"], total["opened"], total["committed"]) == (400, 1, 0)
+    assert (total["consumed"], total["opened"], total["committed"]) == (200, 1, 0)
     (stands,) = keystone("cycle", "status", "prod")
     assert (stands["outcome"], stands["policy"]) == ("IMPROVED", cycle.text("calibrated", "policy"))
     policy = cycle.text("calibrated", "policy")

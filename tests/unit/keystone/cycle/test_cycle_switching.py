@@ -1,6 +1,7 @@
 """What may move a ref, and the check after it moved."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,15 +55,24 @@ class Stand:
         )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cycle]:
+    """Made once, copied for each test."""
+    place = tmp_path_factory.mktemp("finished") / "place"
+    place.mkdir()
+    new_archive(place / "archive")
+    cycle = run_once(place / "archive", place / "state")
+    with Archive.open(place / "archive") as archive:
+        Repository(archive).refs.protect("prod")
+        trust_key(archive, KeyStore(place / "keys").new("alice", b"pass"))
+    return place, cycle
+
+
 @pytest.fixture
-def stand(tmp_path: Path) -> Any:
-    new_archive(tmp_path / "archive")
-    cycle = run_once(tmp_path / "archive", tmp_path / "state")
-    with Archive.open(tmp_path / "archive") as archive:
-        repository, keys = Repository(archive), KeyStore(tmp_path / "keys")
-        repository.refs.protect("prod")
-        trust_key(archive, keys.new("alice", b"pass"))
-        yield Stand(tmp_path, repository, cycle, keys)
+def stand(finished: tuple[Path, Cycle], tmp_path: Path) -> Any:
+    place = Path(shutil.copytree(finished[0], tmp_path / "place"))
+    with Archive.open(place / "archive") as archive:
+        yield Stand(place, Repository(archive), finished[1], KeyStore(place / "keys"))
 
 
 def test_a_clear_candidate_is_promoted_and_checked(stand: Stand) -> None:
