@@ -150,6 +150,7 @@ def test_external_examples_are_mixed_in_and_their_share_is_recorded(
     assert mixed.external_share == 3 / 9
     run = lab.repository.load_record(mixed.run, TrainingRun)
     assert run.external == tuple(sorted(outside))
+    assert reproduce(lab.repository, mixed.adapter).verdict == "SAME", "batches do not depend on who lists the records"
     quarter = train_adapter(
         lab.repository, lab.base, records, report, replace(settings, external_share=0.25), external=outside
     )
