@@ -116,7 +116,8 @@ def _chapter(repository: Repository, cycle: Cycle) -> Chapter:
         signals=told,
         tripped=report.judgement.tripped if report is not None else (),
         unclear=report.judgement.open if report is not None else (),
-        effect=report.judgement.minimal_effect if report is not None else None,
+        # No item that differs leaves no spread to compute an effect from: that is no sharp eye.
+        effect=(report.judgement.minimal_effect or None) if report is not None else None,
         promoted=promoted,
         back=promoted and _was_taken_back(repository, cycle),
     )
