@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from keystone.generation import end_ids
 from keystone.model import KeystoneConfig
 from keystone.serve.admission import Admission
 from keystone.serve.batches import Runner
@@ -61,7 +62,7 @@ class Engine:
         self.limits = limits or Limits()
         self.tokenizer = tokenizer
         self.config = config
-        self.ends = end_tokens(config, tokenizer)
+        self.ends = end_ids(model, tokenizer)
         self.grammars = Grammars(tokenizer, config.vocab_size, self.ends)
         first = next(model.parameters())
         self.on_card = first.device.type != "cpu"
@@ -200,11 +201,3 @@ class Engine:
     def _do_jobs(self) -> None:
         while self._jobs:
             self._jobs.popleft()()
-
-
-def end_tokens(config: KeystoneConfig, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """Tokens that end an answer: the configuration's, and the tokenizer's own."""
-    configured = config.eos_token_id
-    ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    own = tokenizer.eos_token_id
-    return frozenset([*ids, own] if isinstance(own, int) else ids)
