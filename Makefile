@@ -13,8 +13,8 @@ help:
 quickstart: $(VENV)/.runtime ## install, then the whole job on the embedded base
 	@$(BIN)/keystone quickstart
 
-test: $(VENV)/.dev ## the tests
-	@$(BIN)/pytest
+test: $(VENV)/.dev ## the tests, in as many processes as WORKERS= says (2)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile
 
 check: lint types imports ## ruff, mypy and the import contract
 
