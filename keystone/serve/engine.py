@@ -23,7 +23,6 @@ from keystone.serve.batches import Runner
 from keystone.serve.errors import (
     BusyError,
     ModelFailedError,
-    ServeError,
     StoppingError,
 )
 from keystone.serve.generation import Event, Generation, GenerationRequest, Timing
@@ -172,20 +171,24 @@ class Engine:
     # The engine's thread.
 
     def _work(self) -> None:
-        error: ServeError = StoppingError("the server stopped before this was finished")
         try:
             with torch.inference_mode():
                 while self._pause():
                     self._do_jobs()
-                    self._rounds.round()
-        except Exception as fault:  # noqa: BLE001 - nobody may be left waiting for a thread that is gone
-            error = ModelFailedError(f"the engine broke: {type(fault).__name__}: {fault}")
+                    self._round()
         finally:
-            self._rounds.abort(error)
+            self._rounds.abort(StoppingError("the server stopped before this was finished"))
             with self._wake:
                 jobs, self._jobs = list(self._jobs), deque()
             for job in jobs:
                 job()
+
+    def _round(self) -> None:
+        """One round. If it breaks as a whole, everybody is told, and those who come next find an engine that works."""
+        try:
+            self._rounds.round()
+        except Exception as fault:  # noqa: BLE001 - this thread serves the next request, too
+            self._rounds.abort(ModelFailedError(f"the engine broke: {type(fault).__name__}: {fault}"))
 
     def _pause(self) -> bool:
         """Wait until there is something to do; False when it is time to leave."""

@@ -109,8 +109,9 @@ class Rounds:
         self._expire()
         self._admit()
         self._fill()
-        for variant in list(self._batches):
-            self._decode(variant)
+        for batch in self._all_batches():
+            if self._batches.get(batch.variant) is batch:  # its clients may have left during another's turn
+                self._decode(batch)
 
     def _expire(self) -> None:
         """Let go of what nobody waits for and of what took too long."""
@@ -157,7 +158,12 @@ class Rounds:
                 if generation is None or not self._fits(generation.request):
                     return
                 self._queue.pop()
-            self._start(generation)
+            try:
+                self._start(generation)
+            except Exception as error:  # noqa: BLE001 - nobody else is to wait for it
+                self.counters.failed += 1
+                deliver(generation, Failed(_broken(error)))
+                generation.cancel()
 
     def _fits(self, request: GenerationRequest) -> bool:
         if self.running + request.choices > self.limits.streams:
@@ -237,14 +243,13 @@ class Rounds:
         self._take(answers, logits_BV)  # last: whatever broke before can be done again, a drawn token cannot
         self._sweep()
 
-    def _decode(self, variant: Variant) -> None:
-        batch = self._batches[variant]
+    def _decode(self, batch: Batch) -> None:
         started = self._clock()
         try:
-            self._select(variant)
+            self._select(batch.variant)
             logits_BV = self._runner.step(batch)  # noqa: N806
         except Exception as error:  # noqa: BLE001 - whichever sequence was at fault, the others go on
-            del self._batches[variant]
+            del self._batches[batch.variant]
             self._again(batch, error)
             return
         self._take(batch.answers, logits_BV)
@@ -312,8 +317,7 @@ class Rounds:
             answer.done = True
             return
         self.counters.failed += 1
-        known = error if isinstance(error, ServeError) else None
-        answer.fail(Failed(known or ModelFailedError(f"the generation broke: {type(error).__name__}: {error}")))
+        answer.fail(Failed(_broken(error)))
 
     def abort(self, error: ServeError) -> None:
         """Tell everybody who still waits."""
@@ -327,3 +331,9 @@ class Rounds:
             generation.cancel()
         self._prompts.clear()
         self._batches.clear()
+
+
+def _broken(error: Exception) -> ServeError:
+    if isinstance(error, ServeError):
+        return error
+    return ModelFailedError(f"the generation broke: {type(error).__name__}: {error}")

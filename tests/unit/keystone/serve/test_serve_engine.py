@@ -1,6 +1,8 @@
 """The engine on nano: answers equal those of plain `generate`, whatever joins, leaves, breaks or is cut off."""
 
 import threading
+from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from serving_parts import Gate, Listener, ask, engine_of
 import keystone
 from keystone.loader import LoadedModel
 from keystone.serve.errors import BusyError, LimitError, ModelFailedError, StoppingError, TimeLimitError
-from keystone.serve.generation import GenerationRequest, Piece
+from keystone.serve.generation import Event, GenerationRequest, Piece
 from keystone.serve.limits import Limits
 from keystone.serve.sampling import Sampling
 
@@ -175,6 +177,57 @@ def test_who_is_cancelled_leaves_and_the_others_go_on(nano: LoadedModel) -> None
         engine.run(lambda: None).result()
         ask(engine, greedy(nano, PROMPTS[0], 1))[1].wait()
         assert engine.running == 0
+
+
+def test_who_leaves_while_others_with_other_adapters_step_harms_nobody(nano: LoadedModel) -> None:
+    expected = nano.complete(PROMPTS[:1], max_new_tokens=24)
+    with engine_of(nano) as engine:
+        gate = Gate(engine)
+        staying, leaving = Listener(), Listener()
+        heard: list[Event] = []
+        asked = replace(greedy(nano, PROMPTS[0]), variant=("one",))
+        gone = replace(greedy(nano, PROMPTS[1], 900), variant=("other",), ignore_end=True)
+
+        def leave(event: Event) -> None:
+            heard.append(event)
+            if len(heard) == 5:  # in the middle of a round, before the other batch has its turn
+                generation.cancel()
+            staying(event)
+
+        engine.submit(asked, leave)
+        generation = engine.submit(gone, leaving)
+        gate.open()
+        assert staying.wait().text() == expected[0]
+        assert staying.error is None and not engine.counters.failed
+        ask(engine, greedy(nano, PROMPTS[0], 1))[1].wait()
+        assert engine.running == 0
+
+
+def test_an_engine_outlives_a_round_that_breaks(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = nano.complete(PROMPTS[:1], max_new_tokens=24)
+    with engine_of(nano) as engine:
+        with monkeypatch.context() as broken:
+            broken.setattr(engine._rounds, "_fill", deque().pop)
+            fault = ask(engine, greedy(nano, PROMPTS[0]))[1].wait().error
+        assert isinstance(fault, ModelFailedError) and "pop from an empty deque" in str(fault)
+        assert ask(engine, greedy(nano, PROMPTS[0]))[1].wait().text() == expected[0]
+
+
+def test_a_request_that_cannot_even_start_fails_alone(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = nano.complete(PROMPTS[:1], max_new_tokens=24)
+    with engine_of(nano) as engine:
+        gate = Gate(engine)
+        find = engine._rounds.prefixes.find
+
+        def refuse(variant: tuple[str, ...], prompt: tuple[int, ...]) -> object:
+            return find(variant, prompt) if not variant else {}[variant]
+
+        monkeypatch.setattr(engine._rounds.prefixes, "find", refuse)
+        bad = ask(engine, replace(greedy(nano, PROMPTS[1]), variant=("bad",)))[1]
+        good = ask(engine, greedy(nano, PROMPTS[0]))[1]
+        gate.open()
+        assert isinstance(bad.wait().error, ModelFailedError)
+        assert good.wait().text() == expected[0]
 
 
 def test_a_batch_that_breaks_harms_only_who_broke_it(nano: LoadedModel) -> None:
