@@ -12,6 +12,7 @@ import click
 
 from csf_store import Session, json_option, pass_session, progress_bar
 from keystone.cli.keys import key_store, keys_option
+from keystone.cli.options import audit_state_option
 from keystone.cli.quiet import quiet_libraries
 from keystone.tied_weights import TIED
 
@@ -37,13 +38,7 @@ COLOURS = {"PASS": "green", "FAIL": "red", "UNKNOWN": "yellow", "UNSIGNED": "cya
 @click.option("--require-signatures", is_flag=True, help="Exit with 4 when something is unsigned.")
 @click.option("--quick", is_flag=True, help="Take as proven what an earlier audit proved and no file changed since.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Also write one page to read.")
-@click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="KEYSTONE_STATE",
-    metavar="DIR",
-    help="What you remember between audits. Default: $KEYSTONE_STATE, else keystone/audits in your state directory.",
-)
+@audit_state_option
 @keys_option
 @json_option
 @pass_session

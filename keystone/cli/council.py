@@ -9,6 +9,7 @@ import click
 from csf_store import Session, Value, json_option, pass_session, progress_bar
 from keystone.cli.experience import holdout_option
 from keystone.cli.experience_lines import read_holdouts
+from keystone.cli.options import sandbox_option
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from keystone.loader import LoadedModel
     from keystone.quantize import Quantization
     from manifests import Deliberation, Repository
-
-_SANDBOX = click.option(
-    "--sandbox",
-    "sandbox_name",
-    type=click.Choice(["bwrap", "process"]),
-    default="bwrap",
-    show_default=True,
-    help="Where answers are executed. `process` hides neither files nor network.",
-)
 
 
 def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
@@ -59,7 +51,7 @@ def council_command() -> None:
     "--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="From the second turn on."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all draws.")
-@_SANDBOX
+@sandbox_option
 @click.option("--quantize", "quantization", type=click.Choice(["none", "int8", "nf4"]), help="As for `keystone load`.")
 @click.option("--device", help="cpu, cuda, cuda:1 ... Default: the first CUDA card, else the CPU.")
 @json_option
@@ -143,7 +135,7 @@ def show(session: Session, *, deliberation: str) -> None:
 @click.argument("deliberation", metavar="DELIBERATION")
 @click.option("--licence", help="Of an endpoint's answer, an SPDX expression; yours to know.")
 @holdout_option
-@_SANDBOX
+@sandbox_option
 @json_option
 @pass_session
 def keep(

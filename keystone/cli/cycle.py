@@ -9,6 +9,7 @@ import click
 
 from csf_store import Session, Value, json_option, pass_session, progress_bar
 from keystone.cli.holdout import state_option
+from keystone.cli.options import sandbox_option
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -54,14 +55,7 @@ def policy(session: Session) -> None:
     help="The rules, TOML or JSON; `keystone cycle policy` prints the defaults, which hold where you give none.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32), help="Of tasks, samples and training. Default: the policy's.")
-@click.option(
-    "--sandbox",
-    "sandbox_name",
-    type=click.Choice(["bwrap", "process"]),
-    default="bwrap",
-    show_default=True,
-    help="Where answers are executed. `process` hides neither files nor network.",
-)
+@sandbox_option
 @state_option
 @json_option
 @pass_session

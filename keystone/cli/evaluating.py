@@ -10,6 +10,7 @@ import click
 
 from csf_store import Session, Value, json_option, pass_session, progress_bar
 from keystone.cli.keys import passphrase_options
+from keystone.cli.options import sandbox_option
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -51,14 +52,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option("--style", type=click.Choice(["completion", "chat"]), default="completion", show_default=True)
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="The most per answer.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Answers decoded together.")
-@click.option(
-    "--sandbox",
-    "sandbox_name",
-    type=click.Choice(["bwrap", "process"]),
-    default="bwrap",
-    show_default=True,
-    help="Where answers are executed. `process` hides neither files nor network.",
-)
+@sandbox_option
 @click.option("--quantize", "quantization", type=click.Choice(["none", "int8", "nf4"]), help="As for `keystone load`.")
 @click.option("--device", help="cpu, cuda, cuda:1 ... Default: the first CUDA card, else the CPU.")
 @click.option("--canonical", is_flag=True, help="Run the suite's own solutions instead: proves harness and sandbox.")

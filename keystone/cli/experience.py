@@ -22,6 +22,7 @@ from keystone.cli.experience_lines import (
     training_tasks,
 )
 from keystone.cli.lean import import_lean
+from keystone.cli.options import sandbox_option
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 
 REFUSED = 10
 
-sandbox_option = click.option(
-    "--sandbox",
-    "sandbox_name",
-    type=click.Choice(["bwrap", "process"]),
-    default="bwrap",
-    show_default=True,
-    help="Where programs are executed. `process` hides neither files nor network.",
-)
 holdout_option = click.option(
     "--holdout",
     "holdout_files",

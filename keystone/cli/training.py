@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from csf_store import Session, Value, json_option, pass_session, progress_bar
-from keystone.cli.experience import holdout_option, sandbox_option
+from keystone.cli.experience import holdout_option
 from keystone.cli.experience_lines import chosen_records, judged, read_holdouts, show_gated, state_folder
 from keystone.cli.lean import import_lean
+from keystone.cli.options import sandbox_option
 from keystone.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from csf_store import Session, Value, json_option, pass_session
+from keystone.cli.options import audit_state_option
 from keystone.cli.quiet import quiet_libraries
 
 
@@ -17,13 +18,7 @@ from keystone.cli.quiet import quiet_libraries
 @click.option(
     "--tokens", type=click.Path(path_type=Path), metavar="FILE", help="As `keystone serve`, which makes them."
 )
-@click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="KEYSTONE_STATE",
-    metavar="DIR",
-    help="What audits remember. Default: as `keystone audit`.",
-)
+@audit_state_option
 @json_option
 @pass_session
 def ui_command(
