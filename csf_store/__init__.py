@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from csf_store.ledger.reading import LedgerAudit
     from csf_store.ledger.state import Pin, RefMove
     from csf_store.marker import default_archive_path
-    from csf_store.memory import allocate
+    from csf_store.memory import allocate, give_back, hold_little_back
     from csf_store.objects import Kind, ObjectInfo, Stored
     from csf_store.safetensors_layout import TensorInfo
     from csf_store.search.answering import find, find_tensor, resolve_name
@@ -81,7 +81,7 @@ _HOMES = {
     "ledger.reading": ("LedgerAudit",),
     "ledger.state": ("Pin", "RefMove"),
     "marker": ("default_archive_path",),
-    "memory": ("allocate",),
+    "memory": ("allocate", "give_back", "hold_little_back"),
     "objects": ("Kind", "ObjectInfo", "Stored"),
     "search.patterns": ("NamePattern", "ShapePattern", "SizeRange"),
     "search.query": ("Findings", "Hit", "MetadataPattern", "Order", "Place", "Query", "TensorAddress", "TensorHit"),
@@ -147,6 +147,8 @@ __all__ = [
     "default_archive_path",
     "find",
     "find_tensor",
+    "give_back",
+    "hold_little_back",
     "human_size",
     "json_option",
     "measure",

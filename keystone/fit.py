@@ -2,8 +2,9 @@
 
 Everything is computed from the configuration and from the headers of adapters; no weight is read. Weights and cache are
 exact: the formulas count the tensors that loading and running will make. Overhead is what is left: the libraries, whose
-size is taken from this very process, and the activations of one forward over `PREFILL` tokens, longer prompts being fed
-in pieces of that length. `bench/load.py` and `keystone fit --measure` hold the sum against what is really used.
+size is taken from this very process, the tokenizer, and the activations of one forward over `PREFILL` tokens, longer
+prompts being fed in pieces of that length. `bench/load.py` and `keystone fit --measure` hold the sum against what is
+really used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +30,15 @@ PREFILL = 512
 """Tokens of a prompt that one forward takes."""
 CUDA_CONTEXT = 600_000_000
 """Bytes that a CUDA context and its kernels hold on a card; from others' reports, never measured by this project."""
-FIRST_USE = 45_000_000
+FIRST_USE = 40_000_000
 """Bytes that a process grows by at its first load and forward, whatever the model: decoders, thread pools, kernels."""
 QUANTIZING = 40
 """Bytes of scratch for each value of a slice that is being quantized."""
-REPACKING = 11
+REPACKING = 5
 """Bytes for each value of the largest weight that the first nf4 forward on an AVX512-BF16 processor leaves behind."""
-RETAINED_OUTPUTS = 6
+TOKENIZER = 11
+"""Bytes of a tokenizer in memory for each byte of its files."""
+RETAINED_OUTPUTS = 3
 """Outputs of the widest int8 product that the allocator holds at once."""
 _SCHEMES: tuple[Quantization, ...] = ("none", "int8", "nf4")
 
@@ -50,6 +53,7 @@ class ModelSize:
         linears: outputs and inputs of each quantizable module.
         recipes: one for each scheme.
         adapters: bytes the adapters hold once they are attached.
+        tokenizer: bytes of the tokenizer's files.
         cached: schemes whose quantized weights are in the archive already.
     """
 
@@ -58,6 +62,7 @@ class ModelSize:
     linears: Mapping[str, tuple[int, int]]
     recipes: Mapping[Quantization, Recipe]
     adapters: int = 0
+    tokenizer: int = 0
     cached: frozenset[Quantization] = frozenset()
 
     @classmethod
@@ -88,7 +93,8 @@ class ModelSize:
             for scheme, recipe in size.recipes.items()
             if scheme != "none" and find_derived(archive, DerivedKey(checkpoint.digest, recipe)) is not None
         )
-        return replace(size, adapters=adapters, cached=cached)
+        tokenizer = sum(entry.size for entry in archive.tree(manifest.assembly.tokenizer).entries)
+        return replace(size, adapters=adapters, tokenizer=tokenizer, cached=cached)
 
     @property
     def parameters(self) -> int:
@@ -203,7 +209,9 @@ def needs(size: ModelSize, box: Box, context: int, *, prompt: int = PREFILL, run
         weights = size.weight_bytes(scheme, repacked=repacked)
         working = size.activation_bytes(scheme, min(prompt, context), on_cpu=on_cpu, repacked=repacked)
         # Quantizing happens in the machine's memory and is over before the first forward.
-        overhead = runtime + (max(working, size.quantizing_bytes(scheme)) if on_cpu else working)
+        overhead = (
+            runtime + TOKENIZER * size.tokenizer + (max(working, size.quantizing_bytes(scheme)) if on_cpu else working)
+        )
         per_token = size.cache_bytes(scheme, 1) - size.cache_bytes(scheme, 0)
         room = box.nbytes - weights - size.adapters - overhead - size.cache_bytes(scheme, 0)
         longest = max(0, min(room // per_token, size.config.max_position_embeddings))

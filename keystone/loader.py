@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from csf_store import Archive, Digest, default_archive_path
+from csf_store import Archive, Digest, default_archive_path, give_back, hold_little_back
 from keystone.attestation import attest_model, attest_tensors, plain_name, tensor_digests
 from keystone.checkpoints import WEIGHTS_SUFFIX, BaseCheckpoint, archived_tokenizer, read_adapter_tensors
 from keystone.errors import InvalidInputError, RefusedError
@@ -155,6 +155,7 @@ def _load(
     progress: Progress | None,
 ) -> LoadedModel:
     started = time.perf_counter()
+    hold_little_back()
     repository = Repository(archive)
     digest = target if isinstance(target, Digest) else repository.resolve(target)
     manifest = repository.load(digest)
@@ -178,6 +179,7 @@ def _load(
         model = attach_adapters(base.model, archive, assembly.adapters, progress=count)
     digests = tensor_digests(model)  # before any forward
     tokenizer = archived_tokenizer(archive, assembly.tokenizer)
+    give_back()  # of a vocabulary, reading leaves three times what it keeps
     return LoadedModel(
         model.eval(),
         tokenizer,

@@ -6,20 +6,18 @@ each quantized and let go before the next is read, so that a 15 GB base never ha
 the result is then kept as a derived blob, if the archive can be written.
 """
 
-import ctypes
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from csf_store import Archive, CsfError, Digest
+from csf_store import Archive, CsfError, Digest, give_back
 from keystone.checkpoints import BaseCheckpoint, assign, blank_model, finish_model, proven_tensors
 from keystone.errors import CheckpointError
 from keystone.model import KeystoneForCausalLM
-from keystone.quantize.bitsandbytes_guards import mark_quantized
+from keystone.quantize.bitsandbytes_guards import give_back_what_repacking_frees, mark_quantized
 from keystone.quantize.derived import DerivedKey, discard_damaged, find_derived, store_derived
 from keystone.quantize.layers import (
     check_parts,
@@ -104,14 +102,8 @@ def assemble(
         except (CsfError, OSError) as error:
             notes += (f"the {recipe.quantization} weights were not cached: {error}",)
     del kept
-    _give_back()
+    give_back()
     return Assembled(_finished(model, checkpoint, recipe, device), stored, quantized_here=True, notes=notes)
-
-
-def _give_back() -> None:
-    """Return to the system what quantizing has freed; glibc keeps tens of megabytes of it, and others do not ask."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _finished(
@@ -119,6 +111,7 @@ def _finished(
 ) -> KeystoneForCausalLM:
     finish_model(model, checkpoint.generation)
     mark_quantized(model, recipe.quantization)
+    give_back_what_repacking_frees(model)
     model.model.rotary_emb.to(device)
     return model
 

@@ -4,7 +4,8 @@
    `Linear4bit` in place and rounds its block scales to bf16. From then on `dequantize_4bit` and a PEFT merge compute
    from misread bytes, gradients go missing, and `state_dict()` comes back with scales quantized anew. So weights are
    hashed and cached before any forward (`parts_of` refuses afterwards), and `prepare_for_training` turns the path off
-   on a model that has not answered yet and refuses one that has.
+   on a model that has not answered yet and refuses one that has. It unpacks every weight on the way, and the heap
+   keeps a tenth of the model's size of that for good, so it is given back while the first forward goes on.
 2. *Shapes.* That path wants output rows in groups of 32 and rows of whole blocks of 64, and stops with an assertion
    where a layer has neither. It also computes in bf16 whatever the recipe says. Where any of this does not fit it is
    turned off, layer by layer.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from csf_store import give_back
 from keystone.errors import RefusedError
 
 FAST_ROWS = 32
@@ -34,6 +36,10 @@ BLOCK = 64
 """Values that share one scale in nf4: bitsandbytes' default on every device since 0.50, fixed here."""
 NESTED_BLOCK = 256
 """Block scales that share one scale in turn, in double quantization."""
+_UNPACKED = 4
+"""Bytes of a value on its way to the other order."""
+_WORTH_GIVING_BACK = 32_000_000
+"""Giving back takes a millisecond or more, whatever it is."""
 
 
 @cache
@@ -88,6 +94,26 @@ def keep_slow_path_where_needed(layer: nn.Module, compute_dtype: torch.dtype | N
     rows, columns = int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
     if rows % FAST_ROWS or columns % BLOCK or compute_dtype is not torch.bfloat16:
         _turn_off(layer)
+
+
+def give_back_what_repacking_frees(model: nn.Module) -> None:
+    """Have the first forward of each 4-bit layer give its scratch back to the system, that of small ones together."""
+    freed = 0
+
+    def watch(layer: nn.Module) -> None:
+        def forwarded(*_: object) -> None:
+            nonlocal freed
+            watching.remove()
+            freed += _UNPACKED * int(layer.in_features) * int(layer.out_features)  # type: ignore[arg-type]
+            if freed >= _WORTH_GIVING_BACK:
+                give_back()
+                freed = 0
+
+        watching = layer.register_forward_hook(forwarded)
+
+    for layer in model.modules():
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            watch(layer)
 
 
 def mark_quantized(model: nn.Module, quantization: str) -> None:

@@ -32,8 +32,8 @@ from manifests import Recipe
 Parts = Mapping[str, Tensor]
 
 LARGEST_HALF = 65504.0
-SLICE = 1 << 20
-"""Weights quantized at a time; bitsandbytes needs some 16 bytes of scratch for each."""
+SLICE = 1 << 16
+"""Weights quantized at a time. Scratch of megabytes would teach glibc to keep freed megabytes for the whole process."""
 
 
 def quantize(model: nn.Module, recipe: Recipe) -> None:

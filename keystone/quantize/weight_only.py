@@ -13,6 +13,7 @@ turned into floats, exactly, in a scratch that stays in the processor's cache. O
 The layer is a `Linear8bitLt` in all but its product, so PEFT wraps it, and parts, hashes and sizes are what they were.
 """
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -54,12 +55,28 @@ def product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return in_blocks(x, codes, scales)
 
 
+class _Scratch(threading.local):
+    """Room for a block, kept for the next product: each would find new pages, or leave the heap in holes."""
+
+    _room: Tensor | None = None
+
+    def of(self, count: int, dtype: torch.dtype) -> Tensor:
+        """So many numbers, whatever they are."""
+        if self._room is None or self._room.dtype is not dtype or self._room.numel() < count:
+            with torch.inference_mode(mode=False):  # what is made in that mode cannot be written outside of it
+                self._room = torch.empty(count, dtype=dtype)
+        return self._room[:count]
+
+
+_scratch = _Scratch()
+
+
 def in_blocks(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """The same, a few rows of the weight at a time."""
     outputs, inputs = codes.shape
     rows = min(outputs, max(32, SCRATCH // max(1, inputs * x.element_size())))
-    scratch = x.new_empty(rows, inputs)
     y = x.new_empty(x.shape[0], outputs)
+    scratch = _scratch.of(rows * inputs, x.dtype).view(rows, inputs)
     for start in range(0, outputs, rows):
         block = codes[start : start + rows]
         held = scratch[: block.shape[0]]
