@@ -43,7 +43,7 @@ from adapters.statistics import Look, confidence_sequence, minimal_effect, wilso
 from adapters.store import add_adapter
 from adapters.training import TrainingResult, learning_rate, train_lora
 from adapters.training_state import Checkpoints
-from adapters.tripwire import Judgement, Measured, Reason, Standing, conclude
+from adapters.tripwire import Judgement, Measured, Reason, Standing, conclude, has_improved
 from adapters.tripwire_documents import TripwireEvidence, tripwire_evidence, tripwire_policy
 from adapters.tripwire_policy import DEFAULT_SIGNALS, GuardPolicy, SignalRule
 from adapters.writing import adapter_state, canonical_config, write_adapter
@@ -129,6 +129,7 @@ __all__ = [
     "entropies",
     "fit_errors",
     "fit_problem",
+    "has_improved",
     "histories",
     "judge_candidate",
     "learning_rate",

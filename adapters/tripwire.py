@@ -172,9 +172,14 @@ def conclude(policy: GuardPolicy, standings: Sequence[Standing]) -> Judgement:
     elif unclear:
         verdict, status = "UNDERPOWERED", "untested"
     else:
-        verdict = "IMPROVED" if incumbent.p_better <= policy.improved_alpha else "NON-INFERIOR"
+        verdict = "IMPROVED" if has_improved(policy, found["incumbent"]) else "NON-INFERIOR"
         status = "clear"
     return Judgement(verdict, status, tuple(tripped), tuple(unclear), min(effect, 2.0))
+
+
+def has_improved(policy: GuardPolicy, standing: Standing) -> bool:
+    """Whether the fresh draw shows a candidate to be better than a reference, at the level of one cycle."""
+    return standing.fresh.p_better <= policy.improved_alpha
 
 
 def _tripped(policy: GuardPolicy, standing: Standing) -> list[Reason]:

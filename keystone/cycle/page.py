@@ -120,6 +120,8 @@ def _cycle(chapter: Chapter) -> str:
             f"{cycle.text('collected', 'kept')} verified answers of {cycle.text('collected', 'sampled')} sampled, and"
             f" {cycle.text('collected', 'external') or 0} exercises that no model wrote."
         )
+    if chapter.gain is not None:
+        notes.append(f"Against the base, all cycles together: {chapter.gain}.")
     if chapter.effect is not None:
         notes.append(f"A fall of {chapter.effect:.1%} on the fresh draw would have been seen.")
     if why := cycle.text("finished", "why"):

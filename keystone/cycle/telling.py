@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapters import GuardReport, Reason, wilson
+from adapters import GuardPolicy, GuardReport, Reason, has_improved, wilson
 from csf_store import Digest
 from keystone.cycle.documents import read_signals
 from keystone.cycle.judging import was_promoted
@@ -40,6 +40,28 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What a ref's cycles have come to: the candidate against the bare base, on the same fresh draw.
+
+    A verdict compares with the incumbent, so a chain can go up in steps too small to be called IMPROVED one by one.
+    """
+
+    difference: float
+    p: float
+    shown: bool
+
+    @classmethod
+    def of(cls, policy: GuardPolicy, report: GuardReport) -> Gain:
+        """From a guard report, at the level of one cycle."""
+        standing = next(each for each in report.standings if each.reference == "base")
+        return cls(standing.fresh.difference, standing.fresh.p_better, has_improved(policy, standing))
+
+    def __str__(self) -> str:
+        word = "IMPROVED" if self.shown else "no gain shown"
+        return f"{word} ({self.difference:+.1%}, p = {self.p:.2g})"
+
+
+@dataclass(frozen=True)
 class Chapter:
     """One cycle.
 
@@ -50,6 +72,7 @@ class Chapter:
         signals: role -> signal -> level.
         tripped: what harm was shown.
         unclear: what could not be excluded.
+        gain: over the base; null where nothing was judged.
         effect: the smallest fall that would have tripped, with the policy's power; null where nothing was judged.
         promoted: whether the ref ever held the candidate.
         back: whether it was rolled back from it.
@@ -61,6 +84,7 @@ class Chapter:
     signals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tripped: Sequence[Reason] = ()
     unclear: Sequence[Reason] = ()
+    gain: Gain | None = None
     effect: float | None = None
     promoted: bool = False
     back: bool = False
@@ -88,6 +112,8 @@ def lines_of(chapter: Chapter) -> Iterator[str]:
     for what, rates in (("fresh draw", chapter.fresh), ("sentinel set", chapter.sentinel)):
         for role, rate in rates.items():
             yield f"  {what:<12} {role:<9} {rate}"
+    if chapter.gain is not None:
+        yield f"  against the base, all cycles together: {chapter.gain}"
     if chapter.effect is not None:
         yield f"  a fall of {chapter.effect:.1%} would have been seen"
     for what, reasons in (("tripped", chapter.tripped), ("not excluded", chapter.unclear)):
@@ -105,9 +131,10 @@ def _chapter(repository: Repository, cycle: Cycle) -> Chapter:
     for role in roles:
         table = read_signals(repository, cycle.digest(f"answered-{role}", "signals"))
         told[role] = {name: table.level(name) for name in table.values}
-    report = None
+    report = gain = None
     if "judged" in cycle.steps:
         report = repository.load_record(cycle.digest("judged", "report"), GuardReport)
+        gain = Gain.of(repository.load_record(report.policy, GuardPolicy), report)
     promoted = report is not None and was_promoted(repository, cycle)
     return Chapter(
         cycle=cycle,
@@ -116,6 +143,7 @@ def _chapter(repository: Repository, cycle: Cycle) -> Chapter:
         signals=told,
         tripped=report.judgement.tripped if report is not None else (),
         unclear=report.judgement.open if report is not None else (),
+        gain=gain,
         # No item that differs leaves no spread to compute an effect from: that is no sharp eye.
         effect=(report.judgement.minimal_effect or None) if report is not None else None,
         promoted=promoted,

@@ -50,7 +50,9 @@ class Tags(HTMLParser):
 def test_the_story_says_what_tripped_and_why(told: tuple[Chapter, ...]) -> None:
     assert [chapter.outcome for chapter in told] == ["IMPROVED", "REGRESSED", "REFUSED"]
     assert [chapter.promoted for chapter in told] == [True, False, False]
+    assert [chapter.gain.shown for chapter in told if chapter.gain is not None] == [True, False]
     text = "\n".join(line for chapter in told for line in lines_of(chapter))
+    assert "against the base, all cycles together: IMPROVED (+" in text
     assert "tripped: signals, against the base: distinct-2 went from" in text
     assert "tripped: fresh, against the base" in text
     assert "it is from a hold-out" in text
