@@ -28,11 +28,11 @@ import click
 import torch
 
 from adapters import (
-    DEFAULT_SIGNALS,
     Claim,
     Confidence,
     ConvergenceRecord,
     Evidence,
+    GuardPolicy,
     GuardReport,
     HoldoutEvent,
     ParentAdapter,
@@ -55,6 +55,7 @@ from keystone.cycle.restoring import restore
 from keystone.cycle.running import Listener, Runner
 from keystone.cycle.steps import Cycle, CycleLog, Fields
 from keystone.cycle.switching import promote_and_check
+from keystone.cycle.telling import Gain
 from keystone.evaluation.extraction import program_source
 from keystone.evaluation.opening import open_sandbox
 from keystone.evaluation.suites import item_of_task
@@ -73,23 +74,15 @@ from manifests import (
     trust_key,
 )
 
-WIDER = {"entropy": 0.6, "kl": 1.5}
-"""Ten of forty families are new to the base: learning them must make it surer, and take it away from the base."""
-
 PLAN = CyclePlan(
     name="bench",
-    guard=GuardRules(
-        sentinel_items=200,
-        fresh_items=400,
-        looks=4,
-        signals=tuple(
-            rule.model_copy(update={"tolerance": WIDER.get(rule.name, rule.tolerance)}) for rule in DEFAULT_SIGNALS
-        ),
-    ),
-    practice=PracticeRules(tasks=240, samples=4, temperature=0.8),
-    training=TrainingRules(steps=120, batch=16, learning_rate=2e-3, external=0.3),
-    sampling=SamplingRules(prompts=100, samples=2, reruns=6, batch=256, quantization="none"),
+    guard=GuardRules(looks=6),
+    practice=PracticeRules(tasks=600, samples=8, temperature=0.9),
+    training=TrainingRules(steps=100, batch=16, learning_rate=2e-3, external=0.25),
+    sampling=SamplingRules(prompts=200, samples=2, reruns=6, batch=256, quantization="none"),
 )
+ANSWERS = 240
+"""Of its own that a generation of the unguarded arm trains on."""
 GUARDED, WILD = "prod", "wild"
 
 
@@ -98,7 +91,7 @@ class UnguardedHands(ModelHands):
 
     def collect(self, incumbent: Digest, *, seed: int, opened: Sequence[HoldoutEvent]) -> CycleRecords:  # noqa: ARG002
         """One answer to each practice task, at temperature 1, kept as it is and said to be unverified."""
-        items = [item_of_task(task) for task in self._pool.practice(PLAN.practice.tasks, seed)]
+        items = [item_of_task(task) for task in self._pool.practice(ANSWERS, seed)]
         model = self.model(incumbent)
         texts = model.complete(
             [item.prompt for item in items], max_new_tokens=64, temperature=1.0, seed=seed, batch_size=256
@@ -169,6 +162,7 @@ class Row:
     high: float
     incumbent: float
     base: float
+    gain: str
     new_families: float
     sentinel: float
     distinct_2: float
@@ -222,6 +216,7 @@ def row_of(repository: Repository, arm: str, cycle: Cycle) -> Row:
         high=interval[1],
         incumbent=rate("incumbent", "fresh"),
         base=rate("base", "fresh"),
+        gain=str(Gain.of(repository.load_record(report.policy, GuardPolicy), report)),
         new_families=sum(new) / max(1, len(new)),
         sentinel=rate("candidate", "sentinel"),
         distinct_2=signals.level("distinct-2"),
@@ -325,13 +320,13 @@ def main(*, cycles: int, generations: int, into: Path | None, svg: Path | None, 
 
 def table(rows: Sequence[Row]) -> None:
     click.echo(
-        "| arm | cycle | fresh draw (95 %) | incumbent, same items | base, same items | new families | distinct-2"
-        " | entropy | KL to base | verdict |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| arm | cycle | fresh draw (95 %) | incumbent, same items | base, same items | against the base | new families"
+        " | distinct-2 | entropy | KL to base | verdict |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         click.echo(
             f"| {row.arm} | {row.number} | {row.passed / row.items:.1%} ({row.low:.0%} to {row.high:.0%}) |"
-            f" {row.incumbent:.1%} | {row.base:.1%} | {row.new_families:.0%} | {row.distinct_2:.3f} |"
+            f" {row.incumbent:.1%} | {row.base:.1%} | {row.gain} | {row.new_families:.0%} | {row.distinct_2:.3f} |"
             f" {row.entropy:.3f} | {row.kl:.3f} | {row.verdict} |"
         )
     for row in rows:
