@@ -34,6 +34,7 @@ from keystone.serve.rounds import Rounds
 
 T = TypeVar("T")
 _IDLE_WAIT = 0.5  # seconds; only deadlines of the queue need the thread to look without being woken
+_GATHER_WAIT = 0.002  # seconds; clients that come together are this close
 
 
 class Engine:
@@ -45,6 +46,8 @@ class Engine:
         config: the model's configuration.
         limits: what it takes on.
         select: puts a set of adapters on; called by the engine's thread before each step with other ones.
+        gather: seconds that an engine with nothing to do waits for one more request before it runs those it has; the
+            prompts of all that come meanwhile are one call, and nobody waits for another's.
         clock: seconds, monotonic.
     """
 
@@ -56,6 +59,7 @@ class Engine:
         *,
         limits: Limits | None = None,
         select: Callable[[Variant], None] = lambda _: None,
+        gather: float = _GATHER_WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or Limits()
@@ -66,6 +70,7 @@ class Engine:
         first = next(model.parameters())
         self.on_card = first.device.type != "cpu"
         self._admission = Admission(self.limits, config, first.dtype)
+        self._gather_seconds = gather
         self._clock = clock
         self._wake = threading.Condition()
         self._queue = FairQueue()
@@ -194,12 +199,22 @@ class Engine:
         """Wait until there is something to do; False when it is time to leave."""
         with self._wake:
             while not self._stopping:
-                if self._jobs or self._rounds.busy or len(self._queue):
+                if self._jobs or self._rounds.busy:
+                    return True
+                if len(self._queue):
+                    self._gather()
                     return True
                 if self._draining:
                     return False
                 self._wake.wait(_IDLE_WAIT)
         return False
+
+    def _gather(self) -> None:
+        """Wait for requests that come right after the first, as long as each is followed by another in time."""
+        waiting = 0
+        while waiting < len(self._queue) < self.limits.streams and not (self._jobs or self._draining):
+            waiting = len(self._queue)
+            self._wake.wait(self._gather_seconds)
 
     def _do_jobs(self) -> None:
         while self._jobs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving_parts import Gate, Listener, ask, engine_of
+from serving_parts import PATIENCE, Gate, Listener, ask, engine_of
 
 import keystone
 from keystone.loader import LoadedModel
@@ -64,6 +64,38 @@ def test_requests_join_while_others_run(nano: LoadedModel) -> None:
                 listeners[-1].next()  # the one before is answering by now
             listeners.append(ask(engine, greedy(nano, text))[1])
         assert [listener.wait().text() for listener in listeners] == expected
+
+
+def test_requests_that_come_together_are_one_prefill(nano: LoadedModel) -> None:
+    calls: list[tuple[int, ...]] = []
+    called = threading.Event()
+
+    def see(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+        calls.append(tuple(named["input_ids"].shape))
+        called.set()
+
+    hook = nano.model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        # It waits for as many as it can run, so that nothing here depends on how fast they come.
+        with engine_of(nano, Limits(streams=len(PROMPTS)), gather=PATIENCE) as engine:
+            listeners = [ask(engine, greedy(nano, PROMPTS[0], 2))[1]]
+            assert not called.wait(0.2)
+            listeners += [ask(engine, greedy(nano, text, 2))[1] for text in PROMPTS[1:]]
+            for each in listeners:
+                each.wait()
+    finally:
+        hook.remove()
+    assert calls[0] == (len(PROMPTS), max(len(tokens(nano, text)) for text in PROMPTS))
+
+
+def test_nobody_waits_for_more_when_the_engine_is_to_stop_or_has_a_job(nano: LoadedModel) -> None:
+    with engine_of(nano, gather=PATIENCE) as engine:
+        listener = ask(engine, greedy(nano, PROMPTS[0], 2))[1]
+        engine.run(lambda: None).result(PATIENCE / 2)
+        listener.wait()
+        listener = ask(engine, greedy(nano, PROMPTS[0], 2))[1]
+        engine.close(seconds=PATIENCE / 2)
+        assert listener.wait().endings
 
 
 def test_a_seed_gives_the_same_text_in_any_company(nano: LoadedModel) -> None:
