@@ -6,7 +6,9 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from keystone.serve.grammar import Grammar, JsonForm
 from keystone.serve.host import Host, Lease
+from keystone.serve.streams import AnswerStream
 from keystone.serve.tools import Toolbox
 
 T = TypeVar("T")
@@ -29,6 +31,18 @@ async def leased(host: Host, name: str) -> Lease:
 def marks_of(box: Toolbox | None) -> dict[int, str]:
     """The special tokens that an answer with these tools shows."""
     return {} if box is None else {token: text for text, token in box.marks.items()}
+
+
+async def grammar_of(stream: AnswerStream, form: JsonForm | None) -> Grammar | None:
+    """What answers may say: calls of the stream's tools, JSON of a form, either, or anything.
+
+    Raises:
+        UnsupportedValueError: a schema has what an answer cannot be held to.
+    """
+    box, grammars = stream.box, stream.lease.engine.grammars
+    if box is not None:
+        return await asyncio.to_thread(box.grammar, grammars, form)
+    return None if form is None else await asyncio.to_thread(grammars.json, form)
 
 
 async def prepared(size: int, work: Callable[[], T]) -> T:

@@ -23,6 +23,7 @@ from keystone.serve.errors import ModelFailedError, UnsupportedValueError
 from keystone.serve.sampling import Row
 
 Schema = Mapping[str, Any] | bool
+ANY_OBJECT: Schema = {"type": "object"}
 
 _HELD = frozenset(
     {
@@ -46,6 +47,19 @@ _ONE, _MANY, _NAMED = (
 )
 # A model may break lines and indent, but not write blanks for ever.
 _BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"\n? {0,16}"}
+
+
+@dataclass(frozen=True)
+class JsonForm:
+    """JSON that an answer has to be.
+
+    Attributes:
+        schema: a subset of JSON Schema.
+        parameter: the request's field that holds it, for messages.
+    """
+
+    schema: Schema
+    parameter: str
 
 
 class Guide:
@@ -109,28 +123,22 @@ class Grammars:
         self._lock = Lock()
         self._known: LLTokenizer | None = None
 
-    def json_object(self, *, parameter: str) -> Grammar:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"}, parameter=parameter)
-
-    def json_schema(self, schema: Schema, *, parameter: str) -> Grammar:
+    def json(self, form: JsonForm) -> Grammar:
         """JSON that a schema describes.
-
-        Args:
-            schema: a subset of JSON Schema.
-            parameter: the request's field that holds it, for messages.
 
         Raises:
             UnsupportedValueError: the schema uses what cannot be held to, which is named; or nothing can satisfy it.
         """
-        check_schema(schema, where=parameter)
-        return self._compiled(LLMatcher.grammar_from_json_schema(json.dumps(with_few_blanks(schema))), parameter)
+        check_schema(form.schema, where=form.parameter)
+        return self._compiled(
+            LLMatcher.grammar_from_json_schema(json.dumps(with_few_blanks(form.schema))), form.parameter
+        )
 
     def lark(self, text: str, *, parameter: str) -> Grammar:
         """A grammar in llguidance's Lark notation.
 
         Raises:
-            UnsupportedValueError: as `json_schema`, for schemas inside.
+            UnsupportedValueError: as `json`, for schemas inside.
         """
         return self._compiled(LLMatcher.grammar_from_lark(text), parameter)
 

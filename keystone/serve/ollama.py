@@ -12,13 +12,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of
+from keystone.serve.asking import MANIFEST_HEADER, client_of, grammar_of, leased, marks_of
 from keystone.serve.call_reader import ToolCall
 from keystone.serve.chat import ChatPrompt, Conversation, Message, chat_prompt, text_ids
-from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError, UnsupportedValueError
+from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest, Piece
-from keystone.serve.grammar import Grammar
 from keystone.serve.host import Host, Lease
 from keystone.serve.ollama_fields import (
     ChatFields,
@@ -79,8 +78,6 @@ def ollama_routes(host: Host) -> APIRouter:
     async def chat(request: Request) -> Response:
         fields = parse(ChatFields, await read_body(request, host.limits.body_bytes))
         said = conversation(fields.messages, fields.tools)
-        if fields.tools and fields.format:
-            raise UnsupportedValueError("format: with tools, only one of both can hold", parameter="format")
 
         def prompt(lease: Lease) -> ChatPrompt:
             return chat_prompt(lease.engine.tokenizer, said)
@@ -179,7 +176,7 @@ async def _answer(
                 fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
                 variant=stream.lease.served.variant,
                 client=client_of(request),
-                grammar=await _grammar(stream, fields),
+                grammar=await grammar_of(stream, fields.form()),
                 marks=marks_of(prompt.box),
             )
         )
@@ -198,13 +195,6 @@ async def _answer(
     except BaseException:
         stream.close()
         raise
-
-
-async def _grammar(stream: AnswerStream, fields: OllamaFields) -> Grammar | None:
-    box, grammars = stream.box, stream.lease.engine.grammars
-    if box is not None:
-        return await asyncio.to_thread(box.grammar, grammars)
-    return await asyncio.to_thread(fields.grammar, grammars) if fields.format else None
 
 
 async def _lines(stream: AnswerStream, fields: OllamaFields, head: Json, shape: _Shape) -> AsyncIterator[str]:

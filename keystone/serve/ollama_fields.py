@@ -1,6 +1,7 @@
 """What Ollama's API takes, as far as it is honoured here; everything else is refused by name.
 
 Defaults are output-neutral ones (no repeat penalty, the whole distribution), not those of Ollama's own model files.
+Options that a client writes beside `options` are meant as such, and count as if they stood in it.
 """
 
 import math
@@ -9,12 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from keystone.serve.chat import Conversation, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
-from keystone.serve.grammar import Grammar, Grammars
+from keystone.serve.grammar import ANY_OBJECT, JsonForm
 from keystone.serve.openai_fields import MAX_SEED, MOST_ALTERNATIVES
 from keystone.serve.sampling import Sampling
 from keystone.serve.tool_fields import MOST_TOOLS, CallField, ToolField, Tools, tools_of
@@ -119,6 +120,14 @@ class Options(RequestFields):
         )
 
 
+# What clients write beside `options`, and what it is called there.
+_BESIDE = {
+    **{name: name for name in Options.model_fields},
+    "max_output_tokens": "num_predict",
+    "max_tokens": "num_predict",
+}
+
+
 class OllamaMessage(RequestFields):
     """One message."""
 
@@ -167,6 +176,20 @@ class OllamaFields(RequestFields):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_options_beside(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("options", {}), dict | None):
+            return given
+        beside = {name: value for name, value in given.items() if name in _BESIDE and value is not None}
+        options = dict(given.get("options") or {})
+        for name, value in beside.items():
+            inside = options.get(_BESIDE[name])
+            if inside is not None and inside != value:
+                raise ValueError(f"{name} is {value!r} here and {inside!r} in options; say it once")
+            options[_BESIDE[name]] = value
+        return {**{name: value for name, value in given.items() if name not in beside}, "options": options}
+
     def check(self, context: int) -> None:
         """Account for every field.
 
@@ -176,16 +199,16 @@ class OllamaFields(RequestFields):
         refuse_unknown(self, neutral=(), defaults=_USUAL)
         self.options.check(context)
 
-    def grammar(self, grammars: Grammars) -> Grammar | None:
-        """What the answer may say.
+    def form(self) -> JsonForm | None:
+        """What the answer has to be; None for anything.
 
         Raises:
-            UnsupportedValueError: it is neither "json" nor a schema that can be held to.
+            UnsupportedValueError: it is neither "json" nor a schema.
         """
         if isinstance(self.format, dict):
-            return grammars.json_schema(self.format, parameter="format")
+            return JsonForm(self.format, "format")
         if self.format == "json":
-            return grammars.json_object(parameter="format")
+            return JsonForm(ANY_OBJECT, "format")
         if self.format:
             raise UnsupportedValueError(
                 f'format: {self.format[:40]!r} is not known; say "json" or give a JSON schema', parameter="format"

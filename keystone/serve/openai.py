@@ -11,12 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, marks_of, prepared
+from keystone.serve.asking import MANIFEST_HEADER, client_of, grammar_of, leased, marks_of, prepared
 from keystone.serve.chat import chat_prompt, text_ids
 from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError
 from keystone.serve.fields import parse, read_body
 from keystone.serve.generation import Finished, GenerationRequest
-from keystone.serve.grammar import Grammar
 from keystone.serve.host import Host, Lease, ModelName
 from keystone.serve.openai_fields import ChatFields, CommonFields, CompletionFields
 from keystone.serve.openai_shapes import ChatShape, Json, Shape, TextShape
@@ -61,7 +60,7 @@ def openai_routes(host: Host) -> APIRouter:
                 fields.n,
                 stream.lease.served.variant,
                 client_of(request),
-                grammar=await _grammar(stream, fields),
+                grammar=await grammar_of(stream, fields.form()),
                 marks=marks_of(prompt.box),
             )
             stream.submit(made)
@@ -126,13 +125,6 @@ def _model(line: ModelName) -> Json:
 def _sampling(stream: AnswerStream, fields: CommonFields, *, scores: bool, alternatives: int) -> Any:
     vocabulary = stream.lease.engine.config.vocab_size
     return fields.sampling(vocabulary=vocabulary, scores=scores, alternatives=alternatives)
-
-
-async def _grammar(stream: AnswerStream, fields: ChatFields) -> Grammar | None:
-    form, box, grammars = fields.response_format, stream.box, stream.lease.engine.grammars
-    if box is not None:
-        return await asyncio.to_thread(box.grammar, grammars)
-    return None if form is None else await asyncio.to_thread(form.grammar, grammars)
 
 
 def _prompt_ids(lease: Lease, prompt: str | list[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from keystone.serve.chat import Conversation, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
-from keystone.serve.grammar import Grammar, Grammars
+from keystone.serve.grammar import ANY_OBJECT, JsonForm
 from keystone.serve.sampling import Sampling
 from keystone.serve.tool_fields import CallField, NamedChoice, Tools, tools_of
 
@@ -143,23 +143,23 @@ class ResponseFormat(RequestFields):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
-    def grammar(self, grammars: Grammars) -> Grammar | None:
-        """What answers may say.
+    def form(self) -> JsonForm | None:
+        """What answers have to be; None for anything.
 
         Raises:
-            BadRequestError: a schema is missing, or cannot be held to.
+            BadRequestError: a schema is missing, or a field is not known.
         """
         refuse_unknown(self, neutral=(), defaults={}, prefix="response_format.")
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return grammars.json_object(parameter="response_format")
+            return JsonForm(ANY_OBJECT, "response_format")
         if self.json_schema is None or "content" not in self.json_schema.model_fields_set:
             raise BadRequestError(
                 "response_format: json_schema.schema is missing", parameter="response_format.json_schema.schema"
             )
         refuse_unknown(self.json_schema, neutral=(), defaults={}, prefix="response_format.json_schema.")
-        return grammars.json_schema(self.json_schema.content, parameter="response_format.json_schema.schema")
+        return JsonForm(self.json_schema.content, "response_format.json_schema.schema")
 
 
 class ContentPart(RequestFields):
@@ -234,15 +234,8 @@ class ChatFields(CommonFields):
             raise BadRequestError("top_logprobs needs logprobs to be true", parameter="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise BadRequestError("max_tokens and max_completion_tokens differ; give one", parameter="max_tokens")
-
         if self.tool_choice not in ("none", "auto") and not self.tools:
             raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
-        formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.tools and self.tool_choice != "none":
-            raise UnsupportedValueError(
-                "response_format: with tools, an answer is held to their schemas only; leave one out",
-                parameter="response_format",
-            )
 
     def conversation(self) -> Conversation:
         """The turns so far, and the tools.
@@ -261,6 +254,14 @@ class ChatFields(CommonFields):
         if all(tool.name != only for tool in tools):
             raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
         return Conversation(messages, tools, several=False, must=True, only=only)
+
+    def form(self) -> JsonForm | None:
+        """What answers have to be; None for anything.
+
+        Raises:
+            BadRequestError: as `ResponseFormat.form`.
+        """
+        return None if self.response_format is None else self.response_format.form()
 
     @property
     def most_tokens(self) -> int | None:

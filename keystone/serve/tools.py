@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from keystone.serve.errors import UnsupportedValueError
-from keystone.serve.grammar import Grammar, Grammars, check_schema, with_few_blanks
+from keystone.serve.grammar import Grammar, Grammars, JsonForm, check_schema, with_few_blanks
 
 Json = dict[str, Any]
 
@@ -134,33 +134,44 @@ class Toolbox:
         }
         return cls(tuple(tools), form, marks, several, must)
 
-    def grammar(self, grammars: Grammars) -> Grammar | None:
+    def grammar(self, grammars: Grammars, form: JsonForm | None = None) -> Grammar | None:
         """What an answer may say; None where the model is free.
 
+        Args:
+            grammars: of the model.
+            form: what an answer has to be where it calls nothing; None for any text.
+
         Raises:
-            UnsupportedValueError: a tool's schema has what an answer cannot be held to.
+            UnsupportedValueError: a schema, of a tool or of the form, has what an answer cannot be held to.
         """
-        if not self.must and self.several and not any(tool.strict for tool in self.tools):
+        if form is None and not self.must and self.several and not any(tool.strict for tool in self.tools):
             return None
         for number, tool in enumerate(self.tools):
             check_schema(tool.parameters, where=f"tools.{number}.function.parameters")
-        return grammars.lark("\n".join([self._start(), *self._calls()]), parameter="tools")
+        answer = []
+        if form is not None and not self.must:
+            check_schema(form.schema, where=form.parameter)
+            answer = [f"answer: %json {json.dumps(with_few_blanks(form.schema))}"]
+        start = self._start(formed=bool(answer))
+        return grammars.lark("\n".join([start, *answer, *self._calls()]), parameter="tools")
 
-    def _start(self) -> str:
+    def _start(self, *, formed: bool) -> str:
         """The rules for a whole answer, in llguidance's Lark notation."""
         form, opening = self.form, self._mark(self.form.opening)
+        answer = " | answer" if formed else ""
         if form.bare:
             # One object and no opening: the form that functions of the client are taught in.
-            return "start: call" if self.must else "start: call | TEXT\nTEXT: /([^{\\s](.|\\n)*)?/"
+            free = not (self.must or formed)
+            return "start: call | TEXT\nTEXT: /([^{\\s](.|\\n)*)?/" if free else f"start: call{answer}"
         if form.closing is None:
             more = '(", " call)*' if self.several else ""
             body, joint = f'"[" call {more} "]"', None
         else:
             body, joint = f'"\\n" call "\\n" {self._mark(form.closing)}', r'"\n"'
         again = self.several and joint is not None
-        if self.must:
+        if self.must or formed:
             more = f" ({joint} tagged)*" if again else ""
-            return f"start: tagged{more}\ntagged: {opening} {body}"
+            return f"start: tagged{more}{answer}\ntagged: {opening} {body}"
         # The text before a call ends where the opening is complete, which only a lazy rule can say of plain text.
         lazy = "" if form.opening in self.marks else "[lazy]"
         start = "tagged* TEXT" if again else "tagged | TEXT"

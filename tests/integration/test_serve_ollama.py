@@ -117,6 +117,23 @@ def test_neutral_options_are_accepted(client: ollama.Client) -> None:
     assert client.generate(model="nano", prompt=CODE, raw=True, options=options, keep_alive="5m").eval_count == 4
 
 
+def test_options_beside_options_count_as_options(server: Server) -> None:
+    def said(**more: object) -> str:
+        asked = {"model": "nano", "prompt": CODE, "raw": True, "stream": False, **more}
+        answer = httpx.post(f"{server.url}/api/generate", json=asked, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["response"])
+
+    options = {"temperature": 0.7, "seed": 3, "top_k": 5, "num_predict": 6}
+    wanted = said(options=options)
+    assert said(temperature=0.7, max_output_tokens=6, options={"seed": 3, "top_k": 5, "temperature": None}) == wanted
+    assert said(**options) == said(**options, options=options) == wanted
+    asked = {"model": "nano", "prompt": CODE, "temperature": 0.2, "options": options}
+    refused = httpx.post(f"{server.url}/api/generate", json=asked)
+    assert refused.status_code == 400
+    assert "temperature is 0.2 here and 0.7 in options" in refused.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [

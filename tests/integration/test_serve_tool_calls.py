@@ -125,6 +125,27 @@ def test_who_may_call_need_not(client: openai.OpenAI) -> None:
         assert answer.finish_reason in ("stop", "length")
 
 
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bonn", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_with_a_form_an_answer_is_calls_or_json_of_it(client: openai.OpenAI, other: ollama.Client) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE}}
+    answer = client.chat.completions.create(**options(response_format=form, parallel_tool_calls=False, n=8))
+    for choice in answer.choices:
+        for call in choice.message.tool_calls or ():
+            jsonschema.validate(json.loads(call.function.arguments), WEATHER if call.function.name == "weather" else {})
+        if choice.finish_reason == "stop":
+            jsonschema.validate(json.loads(choice.message.content or ""), PLACE)
+        assert choice.finish_reason != "length"
+    said = other.chat(model="caller", messages=ASK, tools=TOOLS, format=PLACE, options={"seed": 2, "temperature": 1.5})
+    assert said.message.tool_calls or json.loads(said.message.content or "")["city"] in ("Bonn", "Rome")
+
+
 def test_calls_and_their_results_come_back_in_the_conversation(client: openai.OpenAI, server: Server) -> None:
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
     turns = [
@@ -151,7 +172,7 @@ def test_calls_and_their_results_come_back_in_the_conversation(client: openai.Op
         ({"tool_choice": {"type": "function", "function": {"name": "nothing"}}}, "nothing"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "twice"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, r"tools\.0\.type"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "response_format"),
         (
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"if": {}}, "strict": True}}]},
             r"tools\.0\.function\.parameters: the keyword 'if'",

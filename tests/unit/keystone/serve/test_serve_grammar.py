@@ -19,7 +19,7 @@ from keystone.model import KeystoneConfig, KeystoneForCausalLM
 from keystone.serve.engine import Engine
 from keystone.serve.errors import ModelFailedError, UnsupportedValueError
 from keystone.serve.generation import GenerationRequest
-from keystone.serve.grammar import Guide
+from keystone.serve.grammar import Guide, JsonForm
 from keystone.serve.limits import Limits
 from keystone.serve.sampling import Sampling
 
@@ -48,7 +48,7 @@ def engine(nano_archive: Path) -> Iterator[Engine]:
 
 
 def asked(engine: Engine, schema: Any, *, seed: int = 0, tokens: int = 400, **sampling: Any) -> GenerationRequest:
-    grammar = engine.grammars.json_schema(schema, parameter="schema")
+    grammar = engine.grammars.json(JsonForm(schema, "schema"))
     return GenerationRequest((5, 6, 7), tokens, sampling=Sampling(seed=seed, **sampling), grammar=grammar)
 
 
@@ -119,7 +119,7 @@ def test_any_object_and_penalties_bias_and_choices_do_not_open_the_grammar(engin
     sampling = Sampling(seed=3, bias=bias, repeat_penalty=1.5, presence_penalty=1.0, top_k=40, scores=True)
     word = {"type": "string", "minLength": 2, "maxLength": 20}
     schema = {"type": "object", "properties": {"a": word}, "required": ["a"], "additionalProperties": False}
-    grammar = engine.grammars.json_schema(schema, parameter="schema")
+    grammar = engine.grammars.json(JsonForm(schema, "schema"))
     request = GenerationRequest((5, 6, 7), 300, sampling=sampling, choices=8, grammar=grammar)
     heard = ask(engine, request)[1].wait()
     texts = [heard.text(choice) for choice in range(8) if heard.endings[choice].reason == "stop"]
@@ -161,7 +161,7 @@ def test_the_answers_beside_it_are_as_they_would_be_alone(engine: Engine) -> Non
 )
 def test_what_an_answer_cannot_be_held_to_is_named(engine: Engine, schema: Any, named: str) -> None:
     with pytest.raises(UnsupportedValueError, match=named) as refused:
-        engine.grammars.json_schema(schema, parameter="schema")
+        engine.grammars.json(JsonForm(schema, "schema"))
     assert refused.value.parameter == "schema"
 
 
@@ -172,7 +172,7 @@ def test_words_that_say_nothing_are_accepted(engine: Engine) -> None:
 
 
 def test_a_token_that_may_not_follow_is_a_failure_and_not_a_wrong_answer(engine: Engine) -> None:
-    guide: Guide = engine.grammars.json_schema({"const": "a"}, parameter="schema").guide()
+    guide: Guide = engine.grammars.json(JsonForm({"const": "a"}, "schema")).guide()
     masked = guide.mask(np.zeros(4096, dtype=np.float32))
     forbidden = int(np.flatnonzero(masked == float("-inf"))[0])
     with pytest.raises(ModelFailedError, match="grammar"):

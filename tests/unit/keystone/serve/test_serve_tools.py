@@ -1,6 +1,7 @@
 """Tool calls: found in whatever pieces the text comes, and held to the tools' schemas where they have to be."""
 
 import copy
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import keystone
 from keystone.serve.call_reader import CallReader
 from keystone.serve.errors import UnsupportedValueError
-from keystone.serve.grammar import Grammars
+from keystone.serve.grammar import Grammars, JsonForm
 from keystone.serve.text import Detokeniser
 from keystone.serve.tools import HERMES, LLAMA, MISTRAL, Tool, Toolbox, ToolForm, form_of
 
@@ -110,10 +111,12 @@ def test_the_form_is_the_templates(tokenizer: PreTrainedTokenizerFast) -> None:
         form_of(with_template(tokenizer, "{{ tools }}<function=x>"))
 
 
-def spoken(tokenizer: PreTrainedTokenizerFast, box: Toolbox, seed: int, most: int = 400) -> str | None:
+def spoken(
+    tokenizer: PreTrainedTokenizerFast, box: Toolbox, seed: int, form: JsonForm | None = None, most: int = 400
+) -> str | None:
     """What a model that knows nothing says under the box's grammar; None if it did not come to an end."""
     made = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
-    grammar = box.grammar(made)
+    grammar = box.grammar(made, form)
     assert grammar is not None
     guide, chance = grammar.guide(), random.Random(seed)
     reader = Detokeniser(tokenizer, {token: text for text, token in box.marks.items()})
@@ -151,6 +154,39 @@ def test_required_calls_are_calls_of_the_tools(
         for call in (*calls, *late):
             jsonschema.validate(call.arguments, {"add": ADD, "say": SAY}[call.name].parameters)
     assert finished >= 3
+
+
+@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")])
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_with_a_form_an_answer_is_calls_or_json_of_it(
+    tokenizer: PreTrainedTokenizerFast, name: str, special: tuple[str, ...]
+) -> None:
+    made = with_template(tokenizer, TEMPLATES[name], special)
+    ages = {"type": "object", "properties": {"age": {"enum": [3, 44]}}, "required": ["age"]}
+    schema = {**ages, "additionalProperties": False}
+    kinds = set()
+    for seed in range(24):
+        box = Toolbox.of(made, [ADD, SAY], several=seed % 2 == 0)
+        text = spoken(made, box, seed, JsonForm(schema, "response_format"))
+        if text is None:
+            continue
+        reader = CallReader(box)
+        said, calls = reader.feed(text)
+        rest, late = reader.flush()
+        for call in (*calls, *late):
+            jsonschema.validate(call.arguments, {"add": ADD, "say": SAY}[call.name].parameters)
+        if calls or late:
+            assert (said + rest).strip() == ""
+        else:
+            jsonschema.validate(json.loads(said + rest), schema)
+        kinds.add(bool(calls or late))
+    assert kinds == {True, False}
+
+
+def test_a_form_that_cannot_be_held_to_is_named_with_tools_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    made = with_template(tokenizer, TEMPLATES["hermes"])
+    with pytest.raises(UnsupportedValueError, match="format: the keyword 'not'"):
+        Toolbox.of(made, [ADD]).grammar(Grammars(made, len(made), [0]), JsonForm({"not": {}}, "format"))
 
 
 @pytest.mark.parametrize("special", [(), ("<tool_call>", "[TOOL_CALLS]")])
