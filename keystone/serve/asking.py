@@ -1,4 +1,4 @@
-"""What both APIs do with a request on its way to an engine."""
+"""What all APIs do with a request on its way to an engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from keystone.serve.chat import ChatPrompt
+from keystone.serve.generation import GenerationRequest
 from keystone.serve.grammar import Grammar, JsonForm
 from keystone.serve.host import Host, Lease
+from keystone.serve.sampling import Sampling
 from keystone.serve.streams import AnswerStream
-from keystone.serve.tools import Toolbox
 
 T = TypeVar("T")
 _QUICK = 4096  # characters; less than a millisecond's work for a tokenizer
@@ -28,12 +30,57 @@ async def leased(host: Host, name: str) -> Lease:
     return await asyncio.to_thread(host.lease, name) if found is None else found
 
 
-def marks_of(box: Toolbox | None) -> dict[int, str]:
-    """The special tokens that an answer with these tools shows."""
-    return {} if box is None else {token: text for text, token in box.marks.items()}
+async def prepared(size: int, work: Callable[[], T]) -> T:
+    """Templates and tokenizers at work: at once for so few characters, else beside the event loop.
+
+    A thread of its own costs a short prompt more than its tokens do.
+    """
+    return work() if size <= _QUICK else await asyncio.to_thread(work)
 
 
-async def grammar_of(stream: AnswerStream, form: JsonForm | None) -> Grammar | None:
+async def submit_prompt(
+    request: Request,
+    stream: AnswerStream,
+    prompt: ChatPrompt,
+    *,
+    sampling: Sampling,
+    most_tokens: int | None,
+    form: JsonForm | None,
+    stops: tuple[str, ...] = (),
+    choices: int = 1,
+) -> None:
+    """Queue a rendered conversation, under the adapters of the stream's lease.
+
+    Args:
+        request: where it came from.
+        stream: where answers go.
+        prompt: with its tools and the stop strings that its template implies.
+        sampling: how to draw.
+        most_tokens: of each answer; None for as many as there is room for.
+        form: what an answer has to be, where it calls no tool.
+        stops: strings that end an answer, too.
+        choices: how many answers.
+
+    Raises:
+        ServeError: what `Engine.submit` raises, and `UnsupportedValueError` for a schema that cannot be held to.
+    """
+    stream.box = prompt.box
+    stream.submit(
+        GenerationRequest(
+            prompt.ids,
+            most_tokens,
+            (*stops, *prompt.stops),
+            sampling,
+            choices,
+            stream.lease.served.variant,
+            client_of(request),
+            grammar=await _grammar(stream, form),
+            marks={} if prompt.box is None else {token: text for text, token in prompt.box.marks.items()},
+        )
+    )
+
+
+async def _grammar(stream: AnswerStream, form: JsonForm | None) -> Grammar | None:
     """What answers may say: calls of the stream's tools, JSON of a form, either, or anything.
 
     Raises:
@@ -43,11 +90,3 @@ async def grammar_of(stream: AnswerStream, form: JsonForm | None) -> Grammar | N
     if box is not None:
         return await asyncio.to_thread(box.grammar, grammars, form)
     return None if form is None else await asyncio.to_thread(grammars.json, form)
-
-
-async def prepared(size: int, work: Callable[[], T]) -> T:
-    """Templates and tokenizers at work: at once for so few characters, else beside the event loop.
-
-    A thread of its own costs a short prompt more than its tokens do.
-    """
-    return work() if size <= _QUICK else await asyncio.to_thread(work)

@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from keystone.serve.asking import MANIFEST_HEADER, client_of, grammar_of, leased, marks_of
+from keystone.serve.asking import MANIFEST_HEADER, leased, submit_prompt
 from keystone.serve.call_reader import ToolCall
 from keystone.serve.chat import ChatPrompt, Conversation, Message, chat_prompt, text_ids
 from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError
 from keystone.serve.fields import parse, read_body
-from keystone.serve.generation import Finished, GenerationRequest, Piece
+from keystone.serve.generation import Finished, Piece
 from keystone.serve.host import Host, Lease
 from keystone.serve.ollama_fields import (
     ChatFields,
@@ -159,7 +159,6 @@ async def _answer(
                 headers=headers,
             )
         prompt = await asyncio.to_thread(prompt_of, stream.lease)
-        stream.box = prompt.box
         limit = fields.options.most_tokens
         if fields.options.num_ctx is not None:
             room = fields.options.num_ctx - len(prompt.ids)
@@ -168,17 +167,14 @@ async def _answer(
                     f"the prompt has {len(prompt.ids)} tokens and num_ctx is {fields.options.num_ctx}"
                 )
             limit = room if limit is None else min(limit, room)
-        stream.submit(
-            GenerationRequest(
-                prompt.ids,
-                limit,
-                (*fields.options.stops, *prompt.stops),
-                fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
-                variant=stream.lease.served.variant,
-                client=client_of(request),
-                grammar=await grammar_of(stream, fields.form()),
-                marks=marks_of(prompt.box),
-            )
+        await submit_prompt(
+            request,
+            stream,
+            prompt,
+            sampling=fields.options.sampling(scores=fields.logprobs, alternatives=fields.top_logprobs),
+            most_tokens=limit,
+            form=fields.form(),
+            stops=fields.options.stops,
         )
         if fields.stream:
             lines = _lines(stream, fields, head, shape)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from keystone.serve.asking import MANIFEST_HEADER, client_of, grammar_of, leased, marks_of, prepared
+from keystone.serve.asking import MANIFEST_HEADER, client_of, leased, prepared, submit_prompt
 from keystone.serve.chat import chat_prompt, text_ids
 from keystone.serve.errors import NO_EMBEDDINGS, BadRequestError, NotOfferedError, ServeError
 from keystone.serve.fields import parse, read_body
@@ -51,19 +51,16 @@ def openai_routes(host: Host) -> APIRouter:
         try:
             tokenizer = stream.lease.engine.tokenizer
             prompt = await prepared(conversation.size, lambda: chat_prompt(tokenizer, conversation))
-            stream.box = prompt.box
-            made = GenerationRequest(
-                prompt.ids,
-                fields.most_tokens,
-                (*fields.stops, *prompt.stops),
-                _sampling(stream, fields, scores=fields.logprobs, alternatives=fields.top_logprobs),
-                fields.n,
-                stream.lease.served.variant,
-                client_of(request),
-                grammar=await grammar_of(stream, fields.form()),
-                marks=marks_of(prompt.box),
+            await submit_prompt(
+                request,
+                stream,
+                prompt,
+                sampling=_sampling(stream, fields, scores=fields.logprobs, alternatives=fields.top_logprobs),
+                most_tokens=fields.most_tokens,
+                form=fields.form(),
+                stops=fields.stops,
+                choices=fields.n,
             )
-            stream.submit(made)
             return await _respond(request, stream, fields, ChatShape(stream, fields))
         except BaseException:
             stream.close()

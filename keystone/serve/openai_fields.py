@@ -9,12 +9,12 @@ from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.grammar import ANY_OBJECT, JsonForm
 from keystone.serve.sampling import Sampling
-from keystone.serve.tool_fields import CallField, NamedChoice, Tools, tools_of
+from keystone.serve.tool_fields import CallField, NamedChoice, Tools, offering, tools_of
 
 MAX_SEED = 2**63 - 1
 MOST_ALTERNATIVES = 20
 
-_NEUTRAL = frozenset(
+NEUTRAL_FIELDS = frozenset(
     {
         "metadata",
         "prediction",
@@ -91,7 +91,7 @@ class CommonFields(RequestFields):
             UnsupportedValueError, BadRequestError: naming the field.
         """
         usual = {**_USUAL, "best_of": (self.n,)}
-        refuse_unknown(self, neutral=_NEUTRAL, defaults=usual)
+        refuse_unknown(self, neutral=NEUTRAL_FIELDS, defaults=usual)
         if self.stream_options is not None:
             refuse_unknown(
                 self.stream_options,
@@ -234,8 +234,6 @@ class ChatFields(CommonFields):
             raise BadRequestError("top_logprobs needs logprobs to be true", parameter="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise BadRequestError("max_tokens and max_completion_tokens differ; give one", parameter="max_tokens")
-        if self.tool_choice not in ("none", "auto") and not self.tools:
-            raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
 
     def conversation(self) -> Conversation:
         """The turns so far, and the tools.
@@ -244,16 +242,11 @@ class ChatFields(CommonFields):
             BadRequestError, UnsupportedValueError: naming the field.
         """
         messages = [message.plain(number) for number, message in enumerate(self.messages)]
-        tools = tools_of(self.tools)
-        if self.tool_choice == "none":
-            return Conversation(messages)
-        if not isinstance(self.tool_choice, NamedChoice):
-            must = self.tool_choice == "required"
-            return Conversation(messages, tools, several=self.parallel_tool_calls, must=must)
-        only = self.tool_choice.function.name
-        if all(tool.name != only for tool in tools):
-            raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
-        return Conversation(messages, tools, several=False, must=True, only=only)
+        named = isinstance(self.tool_choice, NamedChoice)
+        only = self.tool_choice.function.name if isinstance(self.tool_choice, NamedChoice) else None
+        must = named or self.tool_choice == "required"
+        tools = () if self.tool_choice == "none" else tools_of(self.tools)
+        return offering(messages, tools, several=self.parallel_tool_calls, must=must, only=only)
 
     def form(self) -> JsonForm | None:
         """What answers have to be; None for anything.

@@ -96,21 +96,22 @@ class ChatShape(Shape):
     def _scores(self, scores: Sequence[TokenScore]) -> Json | None:
         if not self._scored:
             return None
-        content = []
-        for each in scores:
-            line = self._token(each.token, each.logprob)
-            line["top_logprobs"] = [self._token(token, logprob) for token, logprob in each.alternatives]
-            content.append(line)
-        return {"content": content, "refusal": None}
+        return {"content": token_scores(self.tokenizer, scores), "refusal": None}
 
-    def _token(self, token: int, logprob: float) -> Json:
-        text = decode(self.tokenizer, [token], special=True)
+
+def token_scores(tokenizer: Decoder, scores: Sequence[TokenScore]) -> list[Json]:
+    """Tokens with their scores and alternatives, as chats have them."""
+
+    def line(token: int, logprob: float) -> Json:
+        text = decode(tokenizer, [token], special=True)
         # A token that is part of a character has no text of its own, and its bytes are not known here.
-        return {
-            "token": text,
-            "logprob": max(logprob, -9999.0),
-            "bytes": None if REPLACEMENT in text else list(text.encode()),
-        }
+        known = None if REPLACEMENT in text else list(text.encode())
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": known}
+
+    return [
+        {**line(each.token, each.logprob), "top_logprobs": [line(*other) for other in each.alternatives]}
+        for each in scores
+    ]
 
 
 def _call(call: ToolCall) -> Json:

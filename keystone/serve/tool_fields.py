@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from keystone.serve.chat import EarlierCall
+from keystone.serve.chat import Conversation, EarlierCall, Message
 from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.tools import Tool
@@ -67,6 +67,30 @@ def tools_of(fields: Sequence[ToolField]) -> tuple[Tool, ...]:
     return tools
 
 
+def offering(
+    messages: Sequence[Message], tools: tuple[Tool, ...], *, several: bool, must: bool, only: str | None
+) -> Conversation:
+    """A conversation with tools to choose from.
+
+    Args:
+        messages: the turns so far.
+        tools: what may be called; none where the client wants no calls.
+        several: whether an answer may call more than once.
+        must: whether it has to call.
+        only: the one it has to call, if `must` means one.
+
+    Raises:
+        BadRequestError: the choice needs tools that are not there.
+    """
+    if must and not tools:
+        raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
+    if only is None:
+        return Conversation(messages, tools, several=several, must=must)
+    if all(tool.name != only for tool in tools):
+        raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
+    return Conversation(messages, tools, several=False, must=True, only=only)
+
+
 class NamedFunction(RequestFields):
     """`tool_choice.function`."""
 
@@ -104,13 +128,26 @@ class CallField(RequestFields):
         Raises:
             BadRequestError: the arguments are no JSON object.
         """
-        arguments: Any = self.function.arguments
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = None
-        if not isinstance(arguments, dict):
-            field = f"{where}function.arguments"
-            raise BadRequestError(f"{field}: no JSON object", parameter=field)
+        arguments = read_arguments(self.function.arguments, f"{where}function.arguments")
         return EarlierCall(self.id or key, self.function.name, arguments)
+
+
+def read_arguments(given: str | dict[str, Any], field: str) -> dict[str, Any]:
+    """Arguments of a call, as an object or as its JSON.
+
+    Args:
+        given: the arguments; an empty string is no arguments.
+        field: where they stand, for messages.
+
+    Raises:
+        BadRequestError: they are no JSON object.
+    """
+    arguments: Any = given
+    if isinstance(given, str):
+        try:
+            arguments = json.loads(given or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise BadRequestError(f"{field}: no JSON object", parameter=field)
+    return arguments
