@@ -37,6 +37,7 @@ from keystone.serve.fields import RequestFields, parse, read_body, refuse_unknow
 from keystone.serve.host import Host
 from keystone.serve.metrics import Metrics
 from keystone.serve.page import OPEN_PATHS, PageSettings, page_routes
+from keystone.serve.responses import response_routes
 from keystone.serve.text import decode
 from keystone.serve.tokens import BearerTokens
 
@@ -151,6 +152,7 @@ def make_app(
         title="Keystone", version=version("keystone-sigma0"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.include_router(openai.openai_routes(host))
+    app.include_router(response_routes(host))
     app.include_router(ollama.ollama_routes(host))
     app.include_router(page_routes(host.archive, page))
     if council is not None:

@@ -24,7 +24,6 @@ from keystone.serve.ollama_fields import (
     GenerateFields,
     ModelFields,
     OllamaFields,
-    conversation,
     keep_seconds,
 )
 from keystone.serve.ollama_models import Json, loaded, now, shown, tag
@@ -77,7 +76,7 @@ def ollama_routes(host: Host) -> APIRouter:
     @routes.post("/api/chat")
     async def chat(request: Request) -> Response:
         fields = parse(ChatFields, await read_body(request, host.limits.body_bytes))
-        said = conversation(fields.messages, fields.tools)
+        said = fields.conversation()
 
         def prompt(lease: Lease) -> ChatPrompt:
             return chat_prompt(lease.engine.tokenizer, said)

@@ -18,7 +18,7 @@ from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.grammar import ANY_OBJECT, JsonForm
 from keystone.serve.openai_fields import MAX_SEED, MOST_ALTERNATIVES
 from keystone.serve.sampling import Sampling
-from keystone.serve.tool_fields import MOST_TOOLS, CallField, ToolField, Tools, tools_of
+from keystone.serve.tool_fields import MOST_TOOLS, CallField, ToolChoice, Tools, offering
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -142,8 +142,8 @@ class OllamaMessage(RequestFields):
         refuse_unknown(self, neutral=(), defaults={"images": ([],), "thinking": ("",)}, prefix=where)
 
 
-def conversation(messages: Sequence[OllamaMessage], tools: Sequence[ToolField]) -> Conversation:
-    """The turns so far, and the tools. Calls have no names in this API: results answer them in their order.
+def turns(messages: Sequence[OllamaMessage]) -> list[Message]:
+    """The turns so far. Calls have no names in this API: results answer them in their order.
 
     Raises:
         BadRequestError, UnsupportedValueError: naming the field.
@@ -162,7 +162,7 @@ def conversation(messages: Sequence[OllamaMessage], tools: Sequence[ToolField]) 
         if message.role == "tool" and not answers:
             answers = open_calls.popleft() if open_calls else ""
         made.append(Message(message.role, message.content, calls, answers, message.tool_name))
-    return Conversation(made, tools_of(tools))
+    return made
 
 
 class OllamaFields(RequestFields):
@@ -217,10 +217,19 @@ class OllamaFields(RequestFields):
 
 
 class ChatFields(OllamaFields):
-    """`POST /api/chat`; without messages it only loads or unloads."""
+    """`POST /api/chat`; without messages it only loads or unloads. `tool_choice` is an extension, as OpenAI has it."""
 
     messages: list[OllamaMessage] = Field(default_factory=list)
     tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice = "auto"
+
+    def conversation(self) -> Conversation:
+        """The turns so far, and the tools.
+
+        Raises:
+            BadRequestError, UnsupportedValueError: naming the field.
+        """
+        return offering(turns(self.messages), self.tools, self.tool_choice)
 
 
 class GenerateFields(OllamaFields):

@@ -1,4 +1,4 @@
-"""OpenAI's API: `/v1/models`, `/v1/chat/completions`, `/v1/completions`.
+"""OpenAI's API: `/v1/models`, `/v1/chat/completions`, `/v1/completions`; `/v1/responses` is in `responses`.
 
 `max_tokens` is an upper limit as the API has it: an answer that meets the end of the model's context says "length".
 """

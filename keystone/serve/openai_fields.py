@@ -9,7 +9,7 @@ from keystone.serve.errors import BadRequestError, UnsupportedValueError
 from keystone.serve.fields import RequestFields, refuse_unknown
 from keystone.serve.grammar import ANY_OBJECT, JsonForm
 from keystone.serve.sampling import Sampling
-from keystone.serve.tool_fields import CallField, NamedChoice, Tools, offering, tools_of
+from keystone.serve.tool_fields import CallField, ToolChoice, Tools, offering
 
 MAX_SEED = 2**63 - 1
 MOST_ALTERNATIVES = 20
@@ -222,7 +222,7 @@ class ChatFields(CommonFields):
     max_completion_tokens: MostTokens = None
     response_format: ResponseFormat | None = None
     tools: Tools = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice = "auto"
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
@@ -242,11 +242,7 @@ class ChatFields(CommonFields):
             BadRequestError, UnsupportedValueError: naming the field.
         """
         messages = [message.plain(number) for number, message in enumerate(self.messages)]
-        named = isinstance(self.tool_choice, NamedChoice)
-        only = self.tool_choice.function.name if isinstance(self.tool_choice, NamedChoice) else None
-        must = named or self.tool_choice == "required"
-        tools = () if self.tool_choice == "none" else tools_of(self.tools)
-        return offering(messages, tools, several=self.parallel_tool_calls, must=must, only=only)
+        return offering(messages, self.tools, self.tool_choice, several=self.parallel_tool_calls)
 
     def form(self) -> JsonForm | None:
         """What answers have to be; None for anything.

@@ -67,30 +67,6 @@ def tools_of(fields: Sequence[ToolField]) -> tuple[Tool, ...]:
     return tools
 
 
-def offering(
-    messages: Sequence[Message], tools: tuple[Tool, ...], *, several: bool, must: bool, only: str | None
-) -> Conversation:
-    """A conversation with tools to choose from.
-
-    Args:
-        messages: the turns so far.
-        tools: what may be called; none where the client wants no calls.
-        several: whether an answer may call more than once.
-        must: whether it has to call.
-        only: the one it has to call, if `must` means one.
-
-    Raises:
-        BadRequestError: the choice needs tools that are not there.
-    """
-    if must and not tools:
-        raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
-    if only is None:
-        return Conversation(messages, tools, several=several, must=must)
-    if all(tool.name != only for tool in tools):
-        raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
-    return Conversation(messages, tools, several=False, must=True, only=only)
-
-
 class NamedFunction(RequestFields):
     """`tool_choice.function`."""
 
@@ -102,6 +78,36 @@ class NamedChoice(RequestFields):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+
+
+def offering(
+    messages: Sequence[Message], fields: Sequence[ToolField], choice: ToolChoice, *, several: bool = True
+) -> Conversation:
+    """A conversation with tools to choose from.
+
+    Args:
+        messages: the turns so far.
+        fields: the tools.
+        choice: whether the model may, must or must not call, or the one that it must.
+        several: whether an answer may call more than once.
+
+    Raises:
+        BadRequestError, UnsupportedValueError: a tool is none, or the choice needs tools that are not there.
+    """
+    tools = tools_of(fields)
+    if choice == "none":
+        return Conversation(messages)
+    if choice != "auto" and not tools:
+        raise BadRequestError("tool_choice needs tools to choose from", parameter="tool_choice")
+    if not isinstance(choice, NamedChoice):
+        return Conversation(messages, tools, several=several, must=choice == "required")
+    only = choice.function.name
+    if all(tool.name != only for tool in tools):
+        raise BadRequestError(f"tool_choice: {only[:60]!r} is none of the tools", parameter="tool_choice")
+    return Conversation(messages, tools, several=False, must=True, only=only)
 
 
 class CalledFunction(RequestFields):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import jsonschema
 import ollama
 import openai
@@ -208,6 +209,14 @@ def test_ollamas_tools(other: ollama.Client) -> None:
     assert "tools" in (other.show("caller").capabilities or [])
     with pytest.raises(ollama.ResponseError, match="no tools"):
         other.chat(model="nano", messages=ASK, tools=[add_two])
+
+
+def test_a_choice_of_tools_is_honoured_beside_ollamas_fields(server: Server) -> None:
+    asked = {"model": "caller", "messages": ASK, "tools": TOOLS, "stream": False, "options": {"seed": 2}}
+    answer = httpx.post(f"{server.url}/api/chat", json={**asked, "tool_choice": NAMED}, timeout=60).json()
+    (call,) = answer["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    jsonschema.validate(call["function"]["arguments"], WEATHER)
 
 
 def test_a_call_that_the_model_writes_by_itself_is_read(other: ollama.Client, monkeypatch: pytest.MonkeyPatch) -> None:
