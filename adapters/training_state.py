@@ -12,7 +12,6 @@ tensors are hashed into the header, so a file that was damaged is refused and no
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import InvalidCheckpointError, TrainingFailedError
 from adapters.frozen import tensor_entry
-from csf_store import Digest
+from csf_store import Digest, replace_file
 from manifests import tensor_set_digest
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class RunFile:
         data = save({name: tensor.contiguous() for name, tensor in state.tensors.items()}, metadata=about)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, data)
+            replace_file(self.path, data)
         except OSError as error:
             raise TrainingFailedError(f"checkpoint {self.path} cannot be written: {error.strerror}") from error
 
@@ -175,17 +174,3 @@ def restore(
     torch.set_rng_state(state.tensors[_RANDOM])
     if device.type == "cuda" and _RANDOM_CUDA in state.tensors:
         torch.cuda.set_rng_state(state.tensors[_RANDOM_CUDA], device)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_suffix(".partial")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

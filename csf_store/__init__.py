@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from csf_store.search.patterns import NamePattern, ShapePattern, SizeRange
     from csf_store.search.query import Findings, Hit, MetadataPattern, Order, Place, Query, TensorAddress, TensorHit
     from csf_store.search.tensor_values import Distance
+    from csf_store.small_files import create_file, replace_file
     from csf_store.trees import Tree, TreeEntry
     from csf_store.upkeep.check import Finding, VerifyReport
 
@@ -88,6 +89,7 @@ _HOMES = {
     "safetensors_layout": ("TensorInfo",),
     "search.answering": ("find", "find_tensor", "resolve_name"),
     "search.tensor_values": ("Distance",),
+    "small_files": ("create_file", "replace_file"),
     "trees": ("Tree", "TreeEntry"),
 }
 
@@ -144,6 +146,7 @@ __all__ = [
     "VerifyReport",
     "allocate",
     "compare",
+    "create_file",
     "default_archive_path",
     "find",
     "find_tensor",
@@ -155,6 +158,7 @@ __all__ = [
     "pass_session",
     "progress_bar",
     "read_proof",
+    "replace_file",
     "resolve_name",
 ]
 

@@ -12,7 +12,6 @@ opened; whoever has the key can always go on.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Final
 from blake3 import blake3
 
 from adapters import HoldoutEvent, Secret
-from csf_store import Archive, Digest, LedgerEntry
+from csf_store import Archive, Digest, LedgerEntry, create_file
 from keystone.errors import InvalidInputError, StorageError
 
 EVENT: Final = "holdout"
@@ -75,7 +74,7 @@ class DrawKey:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._path.exists():
-                _write_once(self._path, secrets.token_bytes(_KEY_BYTES))
+                create_file(self._path, secrets.token_bytes(_KEY_BYTES), private=True)
             self._key = self._path.read_bytes()
         except OSError as error:
             raise StorageError(f"{self._path} cannot be kept: {error.strerror}") from error
@@ -86,26 +85,6 @@ class DrawKey:
         """Seed and salt of a draw: the same on every call."""
         seed = int.from_bytes(blake3(f"seed {draw}".encode(), key=self._key).digest(), "big") >> (256 - _SEED_BITS)
         return Secret(draw, seed, blake3(f"salt {draw}".encode(), key=self._key).hexdigest())
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    """Written whole under another name, then linked: of two processes one wins, and both read the same key."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _fields(event: HoldoutEvent) -> dict[str, str | int | list[str]]:

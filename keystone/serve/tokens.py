@@ -7,11 +7,11 @@ nothing to guess. The file is readable by its owner only and replaced as a whole
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from csf_store import replace_file
 from keystone.errors import InvalidInputError
 from keystone.serve.errors import UnauthorizedError
 
@@ -63,17 +63,7 @@ class BearerTokens:
     def write(self, path: Path) -> None:
         """Write the hashes, and nothing else, for the owner's eyes."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"sha256": self._hashes}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, json.dumps({"sha256": self._hashes}, indent=2).encode(), private=True)
 
     def holder(self, authorization: str) -> str:
         """Whose token an `Authorization` header carries.

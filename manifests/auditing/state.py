@@ -11,12 +11,11 @@ changes, not somebody who sets clocks; the full audit is there for that.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csf_store import Archive, Checkpoint, CsfError, Digest
+from csf_store import Archive, Checkpoint, CsfError, Digest, replace_file
 from manifests.errors import InvalidDocumentError
 
 Look = tuple[int, int, int, int]
@@ -74,13 +73,7 @@ class AuditorState:
         names = {name: look(archive, name) for name in sorted({name for each in lasting.values() for name in each})}
         found = {"checkpoint": str(checkpoint), "segments": names, "proven": lasting}
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self._file(archive)
-        fresh = target.with_suffix(f".{os.getpid()}")
-        with fresh.open("w", encoding="ascii") as file:
-            json.dump(found, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(target)
+        replace_file(self._file(archive), json.dumps(found).encode("ascii"))
 
     def _file(self, archive: Archive) -> Path:
         return self.directory / f"{archive.id.hex()}.json"

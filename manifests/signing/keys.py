@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from csf_store import Digest
+from csf_store import Digest, create_file
 from manifests.errors import InvalidKeyError, KeyExistsError, KeyLockedError, KeyNotFoundError
 
 PUBLIC_SIZE = 32
@@ -127,13 +126,8 @@ class KeyStore:
             serialization.BestAvailableEncryption(passphrase),
         )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with open(self._private(name), "xb", opener=_owner_only) as file:
-                file.write(sealed)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError as error:
-            raise KeyExistsError(f"there is a key {name!r} in {self.directory}; choose another name") from error
+        if not create_file(self._private(name), sealed, private=True):
+            raise KeyExistsError(f"there is a key {name!r} in {self.directory}; choose another name")
         self._public(name).write_text(f"{public}\n", encoding="ascii")
         return public
 
@@ -178,7 +172,3 @@ class KeyStore:
 
     def _public(self, name: str) -> Path:
         return self.directory / f"{name}.pub"
-
-
-def _owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
