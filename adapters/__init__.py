@@ -29,6 +29,7 @@ from adapters.frozen import base_entries, check_unchanged, tensor_entry
 from adapters.guard_report import GuardReport, ReferenceModel, histories
 from adapters.guard_report import judge as judge_candidate
 from adapters.guard_report import recheck as recheck_report
+from adapters.holdout_journal import LedgerJournal
 from adapters.holdouts import HoldoutBook, HoldoutEvent, Journal, OpenedDraw, Secret, SuiteStatus
 from adapters.machine import Machine
 from adapters.peft_attach import ParentAdapter
@@ -78,6 +79,7 @@ __all__ = [
     "InvalidPolicyError",
     "Journal",
     "Judgement",
+    "LedgerJournal",
     "Look",
     "LoraSettings",
     "Machine",

@@ -1,40 +1,44 @@
 """What an audit asks of the guard's and the source gate's own documents, one floor above the audit that asks.
 
 The audit proves that bytes are canonical, well-formed and where the ledger says. What a document of this floor *means*
-is known here: that a verdict follows from its numbers, that a policy was there before the run, that what trained stood
-on a ground that may train. `document_problem` is passed to `manifests.Auditor`, as `fit_problem` is.
+is known here: that a verdict follows from its numbers, that policy and draw were fixed before the run and the draw was
+consumed once, that what trained stood on a ground that may train. `document_problem` is passed to `manifests.Auditor`,
+as `fit_problem` is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import chain
 from typing import TypeVar
 
 from adapters.errors import AdapterError
 from adapters.fit import archived_adapter
 from adapters.guard_report import GuardReport, recheck
+from adapters.holdout_journal import draw_problems
 from adapters.records import ConvergenceRecord
 from adapters.tripwire_documents import tripwire_evidence, tripwire_policy
 from adapters.tripwire_policy import GuardPolicy
 from csf_store import Archive, Checkpoint, CsfError, Digest, Kind
-from manifests import AdapterRecord, Document, ManifestError, SourceGateReport, TripwireReport
+from manifests import AdapterRecord, Document, LedgerFacts, ManifestError, SourceGateReport, TripwireReport
 
 D = TypeVar("D", bound=Document)
 
 
-def document_problem(archive: Archive, document: Document, told: Mapping[str, int]) -> str | None:
+def document_problem(archive: Archive, document: Document, facts: LedgerFacts) -> str | None:
     """What is wrong with a document that the audit has found well-formed, or None.
 
     Args:
         archive: where it and what it names are.
         document: of any kind; those that nothing is known about here have no problem.
-        told: record -> number of the ledger's event that first told of it.
+        facts: what the ledger says.
     """
     try:
         if isinstance(document, TripwireReport) and document.detail is not None:
-            return next(_detail_problems(archive, document, document.detail, told), None)
+            return next(_detail_problems(archive, document, document.detail, facts), None)
         if isinstance(document, GuardReport):
-            return next(_report_problems(archive, document, told), None)
+            problems = chain(_report_problems(archive, document, facts), _draw_problems(document, facts))
+            return next(problems, None)
         if isinstance(document, AdapterRecord):
             return next(_record_problems(archive, document), None)
         if isinstance(document, SourceGateReport):
@@ -44,7 +48,7 @@ def document_problem(archive: Archive, document: Document, told: Mapping[str, in
     return None
 
 
-def _report_problems(archive: Archive, report: GuardReport, told: Mapping[str, int]) -> Iterator[str]:
+def _report_problems(archive: Archive, report: GuardReport, facts: LedgerFacts) -> Iterator[str]:
     policy = _read(archive, report.policy, GuardPolicy)
     try:
         recheck(policy, report)
@@ -52,7 +56,7 @@ def _report_problems(archive: Archive, report: GuardReport, told: Mapping[str, i
         yield f"guard report {report.digest}: {error}"
     if sorted(each.reference for each in report.standings) != sorted(each.name for each in report.references):
         yield f"guard report {report.digest} has numbers against others than the references it names"
-    written, arrived = told.get(str(report.policy)), told.get(str(report.digest))
+    written, arrived = facts.evidence.get(str(report.policy)), facts.evidence.get(str(report.digest))
     if arrived is None:
         yield f"the ledger never heard of guard report {report.digest}"
     elif written is None or written > arrived:
@@ -60,14 +64,19 @@ def _report_problems(archive: Archive, report: GuardReport, told: Mapping[str, i
         yield f"guard policy {report.policy} was written {when}, after its report (event {arrived})"
 
 
-def _detail_problems(archive: Archive, wire: TripwireReport, detail: Digest, told: Mapping[str, int]) -> Iterator[str]:
+def _draw_problems(report: GuardReport, facts: LedgerFacts, *, began: int | None = None) -> Iterator[str]:
+    arrived = facts.evidence[str(report.digest)]
+    yield from draw_problems(report, facts.entries, began=arrived if began is None else began, arrived=arrived)
+
+
+def _detail_problems(archive: Archive, wire: TripwireReport, detail: Digest, facts: LedgerFacts) -> Iterator[str]:
     """The simple report says what the full one says, of the same run."""
     report = _read(archive, detail, GuardReport)
     if (report.assembly, report.recipe) != (wire.assembly, wire.recipe):
         yield f"guard report {detail} is of assembly {report.assembly} with recipe {report.recipe}"
-    yield from _report_problems(archive, report, told)
-    policy = _read(archive, report.policy, GuardPolicy)
-    began, written, arrived = Checkpoint.parse(wire.began).size, told.get(str(report.policy)), told.get(str(detail))
+    yield from _report_problems(archive, report, facts)
+    policy, began = _read(archive, report.policy, GuardPolicy), Checkpoint.parse(wire.began).size
+    written, arrived = facts.evidence.get(str(report.policy)), facts.evidence.get(str(detail))
     if written is None or written >= began:
         yield f"guard policy {report.policy} was written by event {written}, after the run began at event {began}"
     if arrived is None or arrived < began:
@@ -81,6 +90,7 @@ def _detail_problems(archive: Archive, wire: TripwireReport, detail: Digest, tol
         wrong = {each.title for each in again.report.measures} ^ {each.title for each in wire.measures}
         wrong |= {each.title for each in set(wire.measures) - set(again.report.measures)}
         yield f"guard report {detail} gives other numbers than this report, for {', '.join(sorted(wrong)[:4])}"
+    yield from _draw_problems(report, facts, began=began)
 
 
 def _record_problems(archive: Archive, record: AdapterRecord) -> Iterator[str]:

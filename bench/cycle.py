@@ -47,8 +47,8 @@ from keystone import import_nano
 from keystone.checkpoints import archived_tokenizer, assemble_base, read_adapter_tensors
 from keystone.cli.quiet import quiet_libraries
 from keystone.cycle.documents import CycleRecords, read_outcomes, read_signals
+from keystone.cycle.draw_key import DrawKey
 from keystone.cycle.hands import Gated, Trained
-from keystone.cycle.holdout_ledger import DrawKey
 from keystone.cycle.models import ModelHands
 from keystone.cycle.plan import CyclePlan, GuardRules, PracticeRules, SamplingRules, TrainingRules
 from keystone.cycle.restoring import restore

@@ -17,7 +17,7 @@ from pathlib import Path
 from adapters import document_problem, fit_problem
 from csf_store import JSON, Archive, Digest
 from keystone.cycle.clearing import require_clear
-from keystone.cycle.holdout_ledger import DrawKey
+from keystone.cycle.draw_key import DrawKey
 from keystone.cycle.models import ModelHands
 from keystone.cycle.plan import CyclePlan, GuardRules, PracticeRules, SamplingRules, TrainingRules
 from keystone.cycle.running import Listener, Runner

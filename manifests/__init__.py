@@ -4,6 +4,7 @@ from manifests.approvals import SignedApproval, draft_approval, find_approval, r
 from manifests.attaching import attach
 from manifests.auditing.auditor import Auditor, ServerAudit, audit
 from manifests.auditing.context import DocumentCheck, FitCheck
+from manifests.auditing.ledger_facts import LedgerFacts
 from manifests.auditing.lines import AuditLine, AuditReport, Verdict
 from manifests.auditing.live_weights import LiveWeights, Recompute, ServedModel, Server, ServerAnswer, culprits
 from manifests.auditing.page import audit_page, lineage_svg
@@ -154,6 +155,7 @@ __all__ = [
     "KeyLockedError",
     "KeyNotFoundError",
     "KeyStore",
+    "LedgerFacts",
     "LineageCycleError",
     "LineageError",
     "LineageStep",

@@ -83,7 +83,7 @@ def run(
       keystone cycle run prod
       keystone cycle run prod --suite basics --policy policy.toml --seed 7
     """  # noqa: D301 - \b is for click
-    from keystone.cycle.holdout_ledger import DrawKey  # noqa: PLC0415 - torch and transformers
+    from keystone.cycle.draw_key import DrawKey  # noqa: PLC0415 - torch and transformers
     from keystone.cycle.models import ModelHands  # noqa: PLC0415
     from keystone.cycle.places import state_folder  # noqa: PLC0415
     from keystone.cycle.plan import CyclePlan, read_plan  # noqa: PLC0415

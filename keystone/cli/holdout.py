@@ -34,8 +34,7 @@ def status(session: Session) -> None:
     Example:
       keystone holdout status
     """  # noqa: D301 - \b is for click
-    from adapters import HoldoutBook  # noqa: PLC0415 - pydantic and numpy, not needed for --help
-    from keystone.cycle.holdout_ledger import LedgerJournal  # noqa: PLC0415
+    from adapters import HoldoutBook, LedgerJournal  # noqa: PLC0415
 
     with session.open() as archive:
         journal = LedgerJournal(archive)
@@ -87,9 +86,13 @@ def commit(session: Session, *, draw: str, policy: str, state: Path | None) -> N
     Example:
       keystone holdout commit prod/2 --policy b3:1a2b3c4d
     """  # noqa: D301 - \b is for click
-    from adapters import GuardPolicy, HoldoutBook  # noqa: PLC0415 - see status
+    from adapters import (  # noqa: PLC0415 - see status
+        GuardPolicy,
+        HoldoutBook,
+        LedgerJournal,
+    )
     from csf_store import Kind  # noqa: PLC0415
-    from keystone.cycle.holdout_ledger import DrawKey, LedgerJournal  # noqa: PLC0415
+    from keystone.cycle.draw_key import DrawKey  # noqa: PLC0415
     from keystone.cycle.places import state_folder  # noqa: PLC0415
     from manifests import Repository  # noqa: PLC0415
 

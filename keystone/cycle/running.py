@@ -35,6 +35,7 @@ from adapters import (
     GuardPolicy,
     HoldoutBook,
     HoldoutEvent,
+    LedgerJournal,
     OpenedDraw,
     SourceRefusedError,
     TrainingFailedError,
@@ -42,8 +43,8 @@ from adapters import (
 )
 from csf_store import Digest
 from keystone.cycle.documents import CycleRecords, keep
+from keystone.cycle.draw_key import DrawKey
 from keystone.cycle.hands import Hands
-from keystone.cycle.holdout_ledger import DrawKey, LedgerJournal
 from keystone.cycle.judging import Judged, judge_cycle
 from keystone.cycle.plan import CyclePlan
 from keystone.cycle.restoring import restore

@@ -20,8 +20,8 @@ from manifests.signing.keys import PublicKey
 FitCheck: TypeAlias = Callable[[Archive, Digest, Digest], str | None]
 """(archive, adapter tree, base tree) -> what does not fit, or None when everything does."""
 
-DocumentCheck: TypeAlias = Callable[[Archive, Document, Mapping[str, int]], str | None]
-"""(archive, document, record -> event that told of it first) -> what is wrong with what it claims, or None.
+DocumentCheck: TypeAlias = Callable[[Archive, Document, LedgerFacts], str | None]
+"""(archive, document, what the ledger says) -> what is wrong with what it claims, or None.
 
 For kinds of higher floors, and for what those know of ours."""
 

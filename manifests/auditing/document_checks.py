@@ -101,7 +101,7 @@ def _claims(context: Context, document: Document, digest: Digest) -> Lines:
         yield AuditLine("claims", Verdict.UNKNOWN, digest, "what it claims was not checked")
         return
     if problem is None and context.documents is not None:
-        problem = context.documents(context.archive, document, context.facts.evidence)
+        problem = context.documents(context.archive, document, context.facts)
         said = "what it claims follows from what it names" if not isinstance(document, EvalReport) else said
     yield AuditLine("claims", Verdict.FAIL if problem else Verdict.PASS, digest, problem or said)
 

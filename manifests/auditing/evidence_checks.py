@@ -107,7 +107,7 @@ def _tripped_later(context: Context, digest: Digest, report: TripwireReport) -> 
 def _guard_line(context: Context, report: TripwireReport, detail: Digest) -> AuditLine:
     if context.documents is None:
         return AuditLine("guard", Verdict.UNKNOWN, detail, "the full report behind the tripwire's was not checked")
-    problem = context.documents(context.archive, report, context.facts.evidence)
+    problem = context.documents(context.archive, report, context.facts)
     text = problem or "the full report gives the same numbers and, by its own policy, the same verdict"
     return AuditLine("guard", Verdict.FAIL if problem else Verdict.PASS, detail, text)
 

@@ -157,7 +157,7 @@ def _gate(context: Context, digest: Digest, training: TrainingRecord) -> Lines:
     if unseen or strange:
         text = f"record {unseen[0]}" if unseen else f"data set {strange[0]}"
         yield AuditLine("gate", Verdict.FAIL, training.gate, f"{text} was trained on and not let in by the gate")
-    elif context.documents and (problem := context.documents(context.archive, report, context.facts.evidence)):
+    elif context.documents and (problem := context.documents(context.archive, report, context.facts)):
         yield AuditLine("gate", Verdict.FAIL, training.gate, problem)
     else:
         text = f"{len(report.accepted)} records let in, {len(report.rejected)} kept out by {report.gate}"
@@ -185,4 +185,4 @@ def _record_problem(context: Context, adapter: Digest) -> str | None:
     found = context.find_record(adapter)
     if found is None or context.documents is None:
         return None
-    return context.documents(context.archive, found[1], context.facts.evidence)
+    return context.documents(context.archive, found[1], context.facts)

@@ -19,6 +19,7 @@ import rfc8785
 from manifest_house import POLICY, SUITE, House, put_tree, signer
 from victim import (
     GUARD,
+    ITEMS,
     Victim,
     adapter_record,
     adapter_tree,
@@ -31,8 +32,9 @@ from victim import (
     training_record,
 )
 
-from adapters import Confidence, Evidence, GuardReport, RecordSource
-from csf_store import Archive, Digest, Kind
+from adapters import Confidence, Evidence, GuardReport, RecordSource, Secret, tripwire_policy
+from adapters.holdouts import commitment
+from csf_store import JSON, Archive, Digest, Kind
 from manifests import (
     AdapterRecord,
     AdapterUse,
@@ -497,6 +499,54 @@ def a_guard_policy_written_after_the_run(scene: Scene) -> None:
         early = next(e.seq for e in archive.ledger.entries() if e.fields.get("record") == str(GUARD.digest))
         began = str(archive.ledger.checkpoint(scene.rng.randrange(early - 1, early + 1)))
     install_guarded(scene, began=began)
+
+
+def draw_lines(archive: Archive, step: str) -> list[dict[str, JSON]]:
+    """What the ledger says of draws."""
+    return [dict(e.fields) for e in archive.ledger.entries() if e.event == "holdout" and e.fields["step"] == step]
+
+
+@mutation
+def a_draw_that_nobody_committed_to(scene: Scene) -> None:
+    name = f"week-{scene.rng.randrange(32, 99)}"
+    install_guarded(scene, draw=name, consume=False)
+
+
+@mutation
+def a_draw_opened_for_one_more_candidate(scene: Scene) -> None:
+    with Archive.open(scene.path) as archive:
+        (opened,) = draw_lines(archive, "open")
+        archive.ledger.append("holdout", **{**opened, "candidate": str(Digest.of(scene.rng.randbytes(8)))})
+    install_guarded(scene, consume=False)
+
+
+@mutation
+def a_draw_that_was_committed_to_twice(scene: Scene) -> None:
+    """The second commitment is to a seed that was chosen when the items could be known."""
+    with Archive.open(scene.path) as archive:
+        (committed,) = draw_lines(archive, "commit")
+        archive.ledger.append("holdout", **{**committed, "commitment": str(Digest.of(scene.rng.randbytes(8)))})
+
+
+@mutation
+def items_of_a_draw_that_an_earlier_one_had_consumed(scene: Scene) -> None:
+    """Both draws are by the book of somebody who forgot what was consumed."""
+    secret = Secret("week-32", scene.rng.getrandbits(48), scene.rng.randbytes(32).hex())
+    count, suite = len(ITEMS), "basics"
+    with Archive.open(scene.path) as archive:
+        ledger, house = archive.ledger, scene.house(archive)
+        manifest = house.manifest()
+        sealed = commitment(suite, count, secret.seed, secret.salt)
+        line: dict[str, JSON] = {"draw": secret.draw, "suite": suite, "count": count, "policy": str(GUARD.digest)}
+        line["commitment"] = str(sealed)
+        house.repository.put_record(tripwire_policy(GUARD, commitment=sealed))
+        ledger.append("holdout", step="commit", **line)
+        began = str(ledger.checkpoint())
+        known = scene.rng.sample(ITEMS, scene.rng.randrange(1, 40))
+        items: JSON = [*known, *(f"new/{number:03}" for number in range(count - len(known)))]
+        shown: dict[str, JSON] = {"seed": secret.seed, "salt": secret.salt, "items": items}
+        ledger.append("holdout", step="open", candidate=str(manifest.assembly.digest), **shown, **line)
+        install(archive, guarded(house, manifest, began=began, draw=secret.draw, sealed=sealed, consume=False))
 
 
 def let_in(scene: Scene, **experienced: object) -> None:

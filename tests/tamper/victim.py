@@ -25,8 +25,11 @@ from adapters import (
     FamilyLoss,
     GuardPolicy,
     GuardReport,
+    HoldoutBook,
+    LedgerJournal,
     RecordSource,
     ReferenceModel,
+    Secret,
     SignalRule,
     SignalShift,
     Standing,
@@ -36,6 +39,7 @@ from adapters import (
     tripwire_evidence,
     tripwire_policy,
 )
+from adapters.holdouts import commitment
 from csf_store import Archive, CsfError, Digest
 from manifests import (
     AcceptedRecord,
@@ -184,7 +188,9 @@ def promote(house: House, manifest: Manifest) -> tuple[Digest, Digest]:
     return approved, approval
 
 
-SEALED = Digest.of(b"sealed")
+SECRET = Secret("week-31", 31, "5a" * 32)
+ITEMS = tuple(f"lists/{number:03}" for number in range(800))
+SEALED = commitment("basics", len(ITEMS), SECRET.seed, SECRET.salt)
 GUARD = GuardPolicy(
     name="weekly/1",
     sentinel=Digest.of(b"sentinel"),
@@ -193,7 +199,7 @@ GUARD = GuardPolicy(
 )
 
 
-def guard_report(manifest: Manifest) -> GuardReport:
+def guard_report(manifest: Manifest, draw: str = SECRET.draw, sealed: Digest = SEALED) -> GuardReport:
     """The guard's full word on a manifest's assembly: better on the draw, nothing lost."""
     even = Contrast(800, 40, 0.0, 0.01, 0.5, 0.5, 0.0001)
     better = Contrast(800, 40, 0.125, 0.015625, 0.9999, 0.0001, 0.0001)
@@ -206,8 +212,8 @@ def guard_report(manifest: Manifest) -> GuardReport:
         policy=GUARD.digest,
         assembly=manifest.assembly.digest,
         recipe=RECIPE.digest,
-        draw="week-31",
-        commitment=SEALED,
+        draw=draw,
+        commitment=sealed,
         references=tuple(ReferenceModel(name=name, assembly=Digest.of(name.encode())) for name in GUARD.references),
         look=1,
         standings=standings,
@@ -221,13 +227,19 @@ def guarded(
     *,
     forge: Callable[[GuardReport], GuardReport] = lambda report: report,
     began: str | None = None,
+    draw: str = SECRET.draw,
+    sealed: Digest = SEALED,
+    consume: bool = True,
 ) -> Manifest:
-    """The same with the guard's report and the tripwire's over it, policies first."""
+    """The same with the guard's report and the tripwire's over it, policies first, its fresh draw consumed."""
     repository = house.repository
-    true = guard_report(manifest)
+    true = guard_report(manifest, draw, sealed)
     repository.put_record(tripwire_policy(GUARD, commitment=true.commitment))
     began = began or str(repository.archive.ledger.checkpoint())
     repository.put_record(GUARD)
+    book = HoldoutBook(LedgerJournal(repository.archive))
+    if consume:
+        book.open(SECRET, lambda *_: ITEMS, candidate=true.assembly, policy=GUARD.digest)
     found = tripwire_evidence(GUARD, true, incumbent=None, began=began)
     assert found is not None
     detail = repository.put_record(forge(true))
@@ -277,6 +289,8 @@ def build(path: Path) -> Victim:
         refs.set("main", second, expected=first)
         house.repository.put_record(tripwire_policy(GUARD, commitment=SEALED))
         house.repository.put_record(GUARD)
+        book = HoldoutBook(LedgerJournal(archive))
+        book.commit(SECRET.draw, suite="basics", count=len(ITEMS), policy=GUARD.digest, secret=SECRET)
         watched = house.repository.put(guarded(house, house.manifest(child)))
         refs.set("guarded", watched, expected=None)
         sign(house, watched)

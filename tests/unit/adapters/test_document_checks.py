@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 from adapter_lab import Lab
-from test_guard_report import DRAW, REFERENCES
+from test_guard_report import ITEMS, REFERENCES
 from test_tripwire import POLICY, measured
 
 from adapters import (
@@ -16,6 +17,9 @@ from adapters import (
     Evidence,
     GuardPolicy,
     GuardReport,
+    HoldoutEvent,
+    LedgerJournal,
+    OpenedDraw,
     RecordSource,
     add_adapter,
     document_problem,
@@ -23,6 +27,7 @@ from adapters import (
     tripwire_evidence,
     tripwire_policy,
 )
+from adapters.holdouts import commitment
 from csf_store import Digest
 from manifests import (
     AcceptedRecord,
@@ -40,6 +45,16 @@ from manifests import (
 )
 
 RECIPE = Recipe(dtype="float32")
+SALT = "5a" * 32
+SEALED = commitment(POLICY.fresh_suite, len(ITEMS), 5, SALT)
+COMMIT = HoldoutEvent("commit", "cycle-1", POLICY.fresh_suite, len(ITEMS), POLICY.digest, SEALED)
+
+Moment = Literal["before", "during", "after"]
+Told = list[tuple[Moment, HoldoutEvent]]
+
+
+def honest_draw(commit: HoldoutEvent, opened: HoldoutEvent) -> Told:
+    return [("before", commit), ("during", opened)]
 
 
 @dataclass
@@ -55,14 +70,19 @@ class Run:
         policy_first: bool = True,
         forge: Callable[[GuardReport], GuardReport] = lambda report: report,
         rewrite: Callable[[TripwireReport], TripwireReport] = lambda report: report,
+        commit: HoldoutEvent = COMMIT,
+        tell: Callable[[HoldoutEvent, HoldoutEvent], Told] = honest_draw,
     ) -> tuple[Digest, Digest, Digest]:
         """Store everything; the manifest, the full report and the simple one."""
-        repository, draw = self.lab.repository, replace(DRAW, candidate=self.assembly.digest)
-        documents = [POLICY, tripwire_policy(POLICY, commitment=draw.commitment)]
-        repository.put_record(documents[1])
+        repository, candidate = self.lab.repository, self.assembly.digest
+        told = tell(commit, replace(commit, step="open", candidate=candidate, seed=5, salt=SALT, items=ITEMS))
+        draw = OpenedDraw(commit.draw, commit.suite, commit.policy, commit.commitment, candidate, ITEMS)
+        repository.put_record(tripwire_policy(POLICY, commitment=draw.commitment))
         if policy_first:
             repository.put_record(POLICY)
+        self.tell(told, "before")
         began = str(self.lab.archive.ledger.checkpoint())
+        self.tell(told, "during")
         honest = judge_candidate(
             POLICY, draw, measured(0.8), REFERENCES, recipe=RECIPE.digest, history={}, sentinel=POLICY.sentinel
         )
@@ -74,6 +94,7 @@ class Run:
             repository.put_record(number)
         wire = rewrite(found.report.revised(detail=detail))
         stored = repository.put_record(wire)
+        self.tell(told, "after")
         manifest = Manifest(
             assembly=self.assembly,
             recipe=RECIPE,
@@ -82,6 +103,13 @@ class Run:
             lineage=repository.trace([self.assembly.adapters[0].adapter], base=self.lab.base),
         )
         return repository.put(manifest), detail, stored
+
+    def tell(self, told: Told, moment: Moment) -> None:
+        """What of the draw's story the ledger hears at a moment, by the book or not."""
+        journal = LedgerJournal(self.lab.archive)
+        for when, event in told:
+            if when == moment:
+                assert journal.append(event, after=len(journal.events()))
 
 
 @pytest.fixture
@@ -152,6 +180,60 @@ def test_a_guard_policy_that_came_after_the_run_began(run: Run) -> None:
     verdict, text = line(report, "guard")
     assert verdict is Verdict.FAIL and "after the run began" in text
     assert line(report, "tripwire")[0] is Verdict.PASS  # which knows of the simple policy alone
+
+
+def spent_before(commit: HoldoutEvent, opened: HoldoutEvent) -> Told:
+    earlier = replace(opened, draw="cycle-0", items=(ITEMS[3], "another"))
+    return [("before", earlier), *honest_draw(commit, opened)]
+
+
+OTHER = Digest.of(b"another")
+
+
+@pytest.mark.parametrize(
+    ("tell", "says"),
+    [
+        (lambda _, __: [], "nobody committed to draw 'cycle-1' before the run"),
+        (lambda commit, opened: [("during", commit), ("during", opened)], "after the run began"),
+        (lambda commit, opened: [("before", opened), ("before", commit)], "opened by event .* not between"),
+        (lambda commit, opened: [("before", commit), ("after", opened)], "opened by event .* not between"),
+        (lambda commit, _: [("before", commit)], "committed to 1 times, opened 0 times"),
+        (lambda commit, opened: [*honest_draw(commit, opened), ("after", opened)], "opened 2 times"),
+        (lambda commit, opened: honest_draw(replace(commit, policy=OTHER), opened), "under policy"),
+        (lambda commit, opened: honest_draw(replace(commit, commitment=OTHER), opened), "committed to as"),
+        (lambda commit, opened: honest_draw(commit, replace(opened, candidate=OTHER)), "consumed by assembly"),
+        (lambda commit, opened: honest_draw(commit, replace(opened, salt="00")), "not those that were committed to"),
+        (lambda commit, opened: honest_draw(commit, replace(opened, seed=6)), "not those that were committed to"),
+        (lambda commit, opened: honest_draw(commit, replace(opened, items=ITEMS[1:])), "the verdict is about others"),
+        (spent_before, "which draw 'cycle-0' had consumed"),
+    ],
+)
+def test_a_draw_that_was_not_fresh(run: Run, tell: Callable[[HoldoutEvent, HoldoutEvent], Told], says: str) -> None:
+    manifest, detail, _ = run.put(tell=tell)
+    auditor = Auditor(run.lab.archive, documents=document_problem)
+    verdict, text = line(auditor.audit(manifest), "guard")
+    assert verdict is Verdict.FAIL and re.search(says, text), text
+    if "run began" not in says:  # where a run began is told by the simple report alone
+        assert line(auditor.audit_document(detail), "claims")[0] is Verdict.FAIL
+
+
+def test_a_verdict_about_other_items_than_were_drawn(run: Run) -> None:
+    count = len(ITEMS) + 1
+    more = replace(COMMIT, count=count, commitment=commitment(COMMIT.suite, count, 5, SALT))
+
+    def tell(commit: HoldoutEvent, opened: HoldoutEvent) -> Told:
+        return honest_draw(commit, replace(opened, items=(*ITEMS, "one more")))
+
+    manifest, _, _ = run.put(commit=more, tell=tell)
+    verdict, text = line(Auditor(run.lab.archive, documents=document_problem).audit(manifest), "guard")
+    assert verdict is Verdict.FAIL and "the verdict is about others" in text, text
+
+
+def test_a_line_of_the_book_that_cannot_be_read(run: Run) -> None:
+    run.lab.archive.ledger.append("holdout", step="swap", draw="cycle-1")
+    manifest, _, _ = run.put(tell=lambda _, __: [])
+    verdict, text = line(Auditor(run.lab.archive, documents=document_problem).audit(manifest), "guard")
+    assert verdict is Verdict.FAIL and "cannot read" in text
 
 
 def record(**changes: object) -> ConvergenceRecord:

@@ -27,8 +27,8 @@ from adapters import (
 )
 from csf_store import Archive, Digest
 from keystone.cycle.documents import CycleRecords, SignalReport, put_signals
+from keystone.cycle.draw_key import DrawKey
 from keystone.cycle.hands import Gated, Trained
-from keystone.cycle.holdout_ledger import DrawKey
 from keystone.cycle.plan import CyclePlan, GuardRules, SamplingRules
 from keystone.cycle.running import Listener, Runner
 from keystone.cycle.steps import Cycle

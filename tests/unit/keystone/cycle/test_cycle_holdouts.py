@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from cycle_lab import PLAN, FakeHands, new_archive, run_once
 
-from adapters import GuardPolicy, HoldoutBook, HoldoutError
+from adapters import GuardPolicy, HoldoutBook, HoldoutError, LedgerJournal
 from csf_store import Archive, Digest
 from keystone.cli.app import main
-from keystone.cycle.holdout_ledger import DrawKey, LedgerJournal
+from keystone.cycle.draw_key import DrawKey
 from keystone.cycle.plan import CyclePlan, read_plan
 from keystone.cycle.pool import BasicsPool, pool_of
 from keystone.errors import InvalidInputError, SuiteMissingError
