@@ -101,7 +101,7 @@ class CallReader:
 
     def _calls(self, body: str) -> list[ToolCall]:
         try:
-            parsed: Any = json.loads(body) if self._form.listed else _several(body)
+            parsed: Any = json.loads(body) if self._form.listed else self._each(body)
         except (ValueError, RecursionError):
             return []
         found = [self._call(each) for each in parsed] if isinstance(parsed, list) else []
@@ -110,6 +110,28 @@ class CallReader:
             return []
         first, self.made = self.made, self.made + len(whole)
         return [ToolCall(first + number, _key(), *call) for number, call in enumerate(whole)]
+
+    def _each(self, body: str) -> list[Any]:
+        """Calls one after the other: objects, or names with their arguments.
+
+        Raises:
+            ValueError: something else is among them.
+        """
+        if self._form.joint is None:
+            return _several(body)
+        found: list[Any] = []
+        while body:
+            name, joint, rest = body.partition(self._form.joint)
+            if not joint:
+                raise ValueError("a name without arguments")
+            name = name.partition(self._form.label)[0] if self._form.label else name
+            arguments, end = json.JSONDecoder().raw_decode(rest.lstrip())
+            found.append({"name": name.strip(), "arguments": arguments})
+            body = rest.lstrip()[end:].strip()
+            if body and not body.startswith(self._form.opening):
+                raise ValueError("text between two calls")
+            body = body.removeprefix(self._form.opening)
+        return found
 
     def _call(self, parsed: object) -> tuple[str, Json] | None:
         if not isinstance(parsed, dict):

@@ -1,8 +1,9 @@
 """Tools: what a client offers, and in which form a model calls them.
 
-Models write calls in the form that their template taught them. Three forms are known, each told by the template's own
+Models write calls in the form that their template taught them. Four forms are known, each told by the template's own
 words: Hermes and Qwen put JSON between `<tool_call>` and `</tool_call>`, Mistral a JSON list after `[TOOL_CALLS]`,
-Llama 3 nothing but JSON, maybe after `<|python_tag|>`.
+newer Mistrals `[TOOL_CALLS]`, a name, `[ARGS]` and the arguments, Llama 3 nothing but JSON, maybe after
+`<|python_tag|>`.
 
 Where a call must hold (it is required, a tool is strict, or there may be only one), the answer follows a grammar, so
 that names and arguments are what the tools say. Else the model is free, and `call_reader` finds what it called.
@@ -46,6 +47,8 @@ class ToolForm:
         opening: before calls.
         closing: after each one; None when calls go on to the end of the answer.
         listed: whether the calls are a JSON list.
+        joint: between a call's name and its arguments, where a call is not one JSON object.
+        label: between the name and a key for the call, which may come before `joint`.
         arguments: the key that holds the arguments.
         bare: whether JSON at the very beginning is a call, opened or not.
     """
@@ -53,12 +56,15 @@ class ToolForm:
     opening: str
     closing: str | None = None
     listed: bool = False
+    joint: str | None = None
+    label: str | None = None
     arguments: str = "arguments"
     bare: bool = False
 
 
 HERMES = ToolForm("<tool_call>", "</tool_call>")
 MISTRAL = ToolForm("[TOOL_CALLS]", listed=True)
+MISTRAL_NAMED = ToolForm("[TOOL_CALLS]", joint="[ARGS]", label="[CALL_ID]")
 LLAMA = ToolForm("<|python_tag|>", arguments="parameters", bare=True)
 
 
@@ -89,8 +95,8 @@ def form_of(tokenizer: PreTrainedTokenizerFast) -> ToolForm:
         )
     if "<tool_call>" in template and "<function=" not in template:
         return HERMES
-    if "[TOOL_CALLS]" in template and "[ARGS]" not in template:
-        return MISTRAL
+    if "[TOOL_CALLS]" in template:
+        return MISTRAL_NAMED if "[ARGS]" in template else MISTRAL
     if '"parameters"' in template and any(word in template for word in ("<|python_tag|>", "<|eom_id|>", "ipython")):
         return LLAMA
     raise UnsupportedValueError(
@@ -105,8 +111,8 @@ class Toolbox:
     Attributes:
         tools: those that may be called.
         form: how calls are written.
-        marks: the tokens of opening and closing, where those are special tokens of the model: they belong to a call,
-            and their text would otherwise be left out of an answer.
+        marks: the tokens that the form writes calls with, where those are special tokens of the model: they belong to a
+            call, and their text would otherwise be left out of an answer.
         several: whether an answer may make more than one call.
         must: whether it has to make one.
     """
@@ -130,7 +136,7 @@ class Toolbox:
         marks = {
             token.content: number
             for number, token in tokenizer.added_tokens_decoder.items()
-            if token.special and token.content in (form.opening, form.closing)
+            if token.special and token.content in (form.opening, form.closing, form.joint, form.label)
         }
         return cls(tuple(tools), form, marks, several, must)
 
@@ -163,14 +169,17 @@ class Toolbox:
             # One object and no opening: the form that functions of the client are taught in.
             free = not (self.must or formed)
             return "start: call | TEXT\nTEXT: /([^{\\s](.|\\n)*)?/" if free else f"start: call{answer}"
-        if form.closing is None:
+        between = ""
+        if form.listed:
             more = '(", " call)*' if self.several else ""
-            body, joint = f'"[" call {more} "]"', None
+            body = f'"[" call {more} "]"'
+        elif form.closing is None:
+            body = "call"
         else:
-            body, joint = f'"\\n" call "\\n" {self._mark(form.closing)}', r'"\n"'
-        again = self.several and joint is not None
+            body, between = f'"\\n" call "\\n" {self._mark(form.closing)}', r'"\n"'
+        again = self.several and not form.listed
         if self.must or formed:
-            more = f" ({joint} tagged)*" if again else ""
+            more = f" ({between} tagged)*" if again else ""
             return f"start: tagged{more}{answer}\ntagged: {opening} {body}"
         # The text before a call ends where the opening is complete, which only a lazy rule can say of plain text.
         lazy = "" if form.opening in self.marks else "[lazy]"
@@ -180,8 +189,11 @@ class Toolbox:
     def _calls(self) -> list[str]:
         rules = ["call: " + " | ".join(f"call_{number}" for number in range(len(self.tools)))]
         for number, tool in enumerate(self.tools):
-            before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": ')
-            rules.append(f'call_{number}: {before} arguments_{number} "}}"')
+            if self.form.joint is not None:
+                rules.append(f"call_{number}: {json.dumps(tool.name)} {self._mark(self.form.joint)} arguments_{number}")
+            else:
+                before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{self.form.arguments}": ')
+                rules.append(f'call_{number}: {before} arguments_{number} "}}"')
             rules.append(f"arguments_{number}: %json {json.dumps(with_few_blanks(tool.parameters))}")
         return rules
 

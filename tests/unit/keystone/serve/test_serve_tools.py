@@ -17,7 +17,7 @@ from keystone.serve.call_reader import CallReader
 from keystone.serve.errors import UnsupportedValueError
 from keystone.serve.grammar import Grammars, JsonForm
 from keystone.serve.text import Detokeniser
-from keystone.serve.tools import HERMES, LLAMA, MISTRAL, Tool, Toolbox, ToolForm, form_of
+from keystone.serve.tools import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, Tool, Toolbox, ToolForm, form_of
 
 ADD = Tool("add", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, False, {})
 SAY = Tool(
@@ -29,9 +29,10 @@ SAY = Tool(
 TEMPLATES = {
     "hermes": "{% if tools %}{{ tools }}<tool_call>{% endif %}",
     "mistral": "{% if tools %}[AVAILABLE_TOOLS]{{ tools }}{% endif %}[TOOL_CALLS]",
+    "mistral named": "{% if tools %}[AVAILABLE_TOOLS]{{ tools }}{% endif %}[TOOL_CALLS]n[CALL_ID]i[ARGS]a",
     "llama": '{% if tools %}{"name": n, "parameters": p}{% endif %}ipython',
 }
-FORMS = {"hermes": HERMES, "mistral": MISTRAL, "llama": LLAMA}
+FORMS = {"hermes": HERMES, "mistral": MISTRAL, "mistral named": MISTRAL_NAMED, "llama": LLAMA}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,17 @@ READ = (
     (HERMES, "plain <tool", "plain <tool", []),
     (MISTRAL, f"[TOOL_CALLS] [{ONE}, {TWO}]", "", ["add", "say"]),
     (MISTRAL, f"[TOOL_CALLS] {ONE}", f"[TOOL_CALLS] {ONE}", []),
+    (MISTRAL_NAMED, 'Hm.[TOOL_CALLS]add[ARGS]{"a": 1}', "Hm.", ["add"]),
+    (
+        MISTRAL_NAMED,
+        '[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1}\n[TOOL_CALLS]say[ARGS] {"w": "x"}',
+        "",
+        ["add", "say"],
+    ),
+    (MISTRAL_NAMED, '[TOOL_CALLS]say[ARGS]{"w": "[TOOL_CALLS][ARGS]"}', "", ["say"]),
+    (MISTRAL_NAMED, '[TOOL_CALLS]rm[ARGS]{"a": 1}', '[TOOL_CALLS]rm[ARGS]{"a": 1}', []),
+    (MISTRAL_NAMED, '[TOOL_CALLS]add[ARGS]{"a": 1} and', '[TOOL_CALLS]add[ARGS]{"a": 1} and', []),
+    (MISTRAL_NAMED, "[TOOL_CALLS]add", "[TOOL_CALLS]add", []),
     (LLAMA, f" {TWO}", "", ["say"]),
     (LLAMA, f"<|python_tag|>{ONE}; {TWO}", "", ["add", "say"]),
     (LLAMA, '{"not": "a call"}', '{"not": "a call"}', []),
@@ -132,7 +144,7 @@ def spoken(
     return None
 
 
-@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")])
+@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")])
 @pytest.mark.parametrize("name", list(TEMPLATES))
 def test_required_calls_are_calls_of_the_tools(
     tokenizer: PreTrainedTokenizerFast, name: str, special: tuple[str, ...]
@@ -156,7 +168,7 @@ def test_required_calls_are_calls_of_the_tools(
     assert finished >= 3
 
 
-@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")])
+@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")])
 @pytest.mark.parametrize("name", list(TEMPLATES))
 def test_with_a_form_an_answer_is_calls_or_json_of_it(
     tokenizer: PreTrainedTokenizerFast, name: str, special: tuple[str, ...]
@@ -203,10 +215,14 @@ def test_strict_tools_leave_text_free_and_hold_calls(
     for token in [*plain, made.eos_token_id]:
         assert guide.mask(np.zeros(len(made), dtype=np.float32))[token] == 0
         guide.accept(token)
-    call = {"hermes": "<tool_call>\n%s", "mistral": "[TOOL_CALLS][%s", "llama": "%s"}[name]
-    key = "parameters" if name == "llama" else "arguments"
+    call = {
+        "hermes": '<tool_call>\n{"name": "say", "arguments": {"w": "%s',
+        "mistral": '[TOOL_CALLS][{"name": "say", "arguments": {"w": "%s',
+        "mistral named": '[TOOL_CALLS]say[ARGS]{"w": "%s',
+        "llama": '{"name": "say", "parameters": {"w": "%s',
+    }[name]
     for value, allowed in (("x", True), ("z", False)):
-        text = call % f'{{"name": "say", "{key}": {{"w": "{value}'
+        text = call % value
         known = llguidance.hf.from_tokenizer(made, len(made))
         ids = known.tokenize_str(text, parse_special=bool(special))
         guide = grammar.guide()
